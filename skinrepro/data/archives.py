@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['OFFICIAL', 'SUFFIXES', 'TABLES', 'DATAVERSE', 'HAM_TABLES', 'ISIC', 'ISIC_SOURCES', 'TRUTH', 'META', 'ISIC_PARTS',
            'MENDELEY', 'PAD_NEED', 'FOLDER_COLUMNS', 'NAMES', 'BUCKET', 'SOURCES', 'official_images', 'Files',
-           'find_files', 'read_table', 'ham_part', 'quarantine_file', 'quarantined', 'read_ham10000', 'read_isic2019',
-           'read_pad_ufes_20', 'pad_reduced', 'read_folder', 'open_dataset', 'subset', 'CheckReport', 'decode_all',
-           'check', 'dataverse_registry', 'Progress', 'fetch']
+           'find_files', 'read_table', 'ham_part', 'quarantine_file', 'quarantined', 'stored_digest', 'read_ham10000',
+           'read_isic2019', 'read_pad_ufes_20', 'pad_reduced', 'read_folder', 'open_dataset', 'subset', 'CheckReport',
+           'Progress', 'decode_all', 'check', 'dataverse_registry', 'fetch']
 
 # %% ../../nbs/data/12_archives.ipynb #f1826c1f
-import io, os, shutil, sys, warnings, zipfile
+import io, os, shutil, struct, sys, warnings, zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,9 +18,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+from PIL import UnidentifiedImageError
 
-from ..core import UserError, atomic, cache_dir, data_dir, rng, suggest
-from .lesions import LesionSet, decode, fingerprints, manifest, read_bytes
+from ..core import UserError, atomic, cache_dir, data_dir, digest, rng, suggest
+from .lesions import LesionSet, decode, manifest, read_bytes
 
 # %% ../../nbs/data/12_archives.ipynb #057a084e
 OFFICIAL = dict(
@@ -172,11 +173,22 @@ def quarantined()->dict: # reference -> reason
     "Files listed as damaged whose content has not changed since."
     if not quarantine_file().exists(): return {}
     df = read_table(str(quarantine_file()), ['path', 'reason', 'fingerprint'])
-    return {r.path: r.reason for r in df.itertuples() if r.fingerprint == _fingerprint(r.path)}
+    return {r.path: r.reason for r in df.itertuples() if r.fingerprint and r.fingerprint == stored_digest(r.path)}
 
-def _fingerprint(ref)->str: # '' if the file is gone
-    try: return fingerprints([ref])[0]
-    except (OSError, KeyError, zipfile.BadZipFile): return ''
+# %% ../../nbs/data/12_archives.ipynb #853c2c4d
+def stored_digest(
+    ref:str, # reference
+)->str: # sha256 of the stored (still compressed) bytes; '' if they cannot be read
+    "Name the bytes of a file or zip member as they are, damaged or not."
+    archive, _, member = ref.partition('!')
+    try:
+        if not member: return digest(Path(archive).read_bytes())
+        with zipfile.ZipFile(archive) as z: info = z.getinfo(member)
+        with open(archive, 'rb') as f:
+            f.seek(info.header_offset + 26); name, extra = struct.unpack('<HH', f.read(4))
+            f.seek(name + extra, 1)
+            return digest(f.read(info.compress_size) + info.CRC.to_bytes(4, 'little'))
+    except (OSError, KeyError, struct.error, zipfile.BadZipFile): return ''
 
 # %% ../../nbs/data/12_archives.ipynb #5cc901a4
 def _lesion_set(name, df, dropped, **more)->LesionSet: # without quarantined images and masks
@@ -436,10 +448,34 @@ class CheckReport:
         return '\n\n'.join([*tables, '\n'.join(lines)])
 
 # %% ../../nbs/data/12_archives.ipynb #cc3f7797
+class Progress:
+    "One line on a terminal, one line a tenth in a log; on stderr, in the form that pooch asks for."
+    def __init__(self,
+        name:str, # what is under way
+        total:int=0, # set later by pooch
+        unit:str='MB', # shown
+        scale:float=1e6, # of `update`'s steps in one unit
+    ): self.name, self.total, self.unit, self.scale, self.done, self.shown = name, total, unit, scale, 0, -1
+
+    def update(self,
+        n:int, # steps since the last call
+    ):
+        "More has come."
+        self.done = min(self.done + n, self.total or self.done + n)
+        part = (200 if sys.stderr.isatty() else 10)*self.done//self.total if self.total else -1
+        if part > self.shown:
+            self.shown = part
+            print(f'{self.name}: {self.done/self.scale:,.0f} of {self.total/self.scale:,.0f} {self.unit}', end='\r' if sys.stderr.isatty() else '\n', file=sys.stderr, flush=True)
+
+    def reset(self): self.done = 0
+    def close(self):
+        if sys.stderr.isatty(): print(file=sys.stderr)
+
+# %% ../../nbs/data/12_archives.ipynb #f2217165
 def _fault(ref)->str: # why a file cannot be decoded in full; '' if it can
     mask = PurePosixPath(ref).stem.endswith('_segmentation')
     try: decode(ref, mode='L' if mask else 'RGB')
-    except UserError as e: return str(e.__context__ or e)
+    except UserError as e: return 'not an image file' if isinstance(e.__context__, UnidentifiedImageError) else str(e.__context__ or e)
     except Exception as e: return str(e) or type(e).__name__ # zlib, struct, EOFError: whatever a damaged file raises
     return ''
 
@@ -450,12 +486,14 @@ def decode_all(
     chunk:int=64, # files a task
 )->dict: # reference -> why it cannot be decoded
     "Decode files at full size and keep the reasons of those that fail."
-    from fastprogress.fastprogress import progress_bar
     blocks = [refs[i:i+chunk] for i in range(0, len(refs), chunk)]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = pool.map(lambda b: [_fault(r) for r in b], blocks)
-        if progress: found = progress_bar(found, total=len(blocks), comment='decoding', leave=False)
-        return {r: why for block, faults in zip(blocks, found) for r, why in zip(block, faults) if why}
+        found, bar = {}, Progress('decoding', len(refs), 'files', 1)
+        for block, faults in zip(blocks, pool.map(lambda b: [_fault(r) for r in b], blocks)):
+            found |= {r: why for r, why in zip(block, faults) if why}
+            if progress: bar.update(len(block))
+        if progress: bar.close()
+    return found
 
 # %% ../../nbs/data/12_archives.ipynb #764f37bf
 def _quarantine(root, damaged): # replace the entries of this folder, keep those of others
@@ -533,7 +571,7 @@ def check(
         except UserError as e: report.problems.append(str(e))
     report.problems += [f"{p}: the path of this file holds a '!', which marks zip members here: rename it" for p in files.odd]
     if not found: report.notes.append(f'no official set is here: {len(refs):,} images of your own were decoded')
-    rows = [(r, why, _fingerprint(r)) for r, why in bad.items()] + [(z, f'not a whole zip: {why}', '') for z, why in files.broken.items()]
+    rows = [(r, why, stored_digest(r)) for r, why in bad.items()] + [(z, f'not a whole zip: {why}', '') for z, why in files.broken.items()]
     damaged = pd.DataFrame(rows, columns=['path', 'reason', 'fingerprint'], dtype=str)
     _quarantine(files.folder, damaged)
     return CheckReport(pd.DataFrame(report.counts), pd.DataFrame(report.sets), damaged, report.problems, report.notes, len(refs))
@@ -589,38 +627,27 @@ def _differs(name, filename, path, home, official)->str: # why a file is not the
     return _zip_differs(path, _ids_of(name, filename, home))
 
 # %% ../../nbs/data/12_archives.ipynb #d24e0993
+def _pooch(): # imported when first needed, without tqdm's warning about widgets
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        import pooch
+    return pooch
+
 def dataverse_registry(
     doi:str, # e.g. '10.7910/DVN/DBW86T'
 )->dict: # file name -> (url, 'md5:...'); tables by their original name
     "What a Dataverse archive publishes about its files, through pooch."
-    import pooch
+    pooch = _pooch()
     from pooch.downloaders import doi_to_repository
     shelf = pooch.create(path=cache_dir(), base_url=f'doi:{doi}'); shelf.load_registry_from_doi()
     repository = doi_to_repository(doi, timeout=60)
     table = lambda n: n.endswith('.tab') or n == 'HAM10000_metadata'
     return {(f"{n.removesuffix('.tab')}.csv" if table(n) else n): (repository.download_url(n) + '?format=original'*table(n), h) for n, h in shelf.registry.items()}
 
-class Progress:
-    "The bar that pooch asks for: one line on a terminal, one line a tenth in a log."
-    def __init__(self, name:str, out=None): self.name, self.out, self.total, self.done, self.tenth = name, out or sys.stderr, 0, 0, -1
-
-    def update(self,
-        n:int, # bytes
-    ):
-        "More bytes have come."
-        self.done = min(self.done + n, self.total or self.done + n)
-        tenth = 100*self.done//self.total//(1 if self.out.isatty() else 10) if self.total else -1
-        if tenth > self.tenth:
-            self.tenth = tenth
-            print(f'{self.name}: {self.done/1e6:,.0f} of {self.total/1e6:,.0f} MB', end='\r' if self.out.isatty() else '\n', file=self.out, flush=True)
-
-    def reset(self): self.done = 0
-    def close(self):
-        if self.out.isatty(): print(file=self.out)
-
 # %% ../../nbs/data/12_archives.ipynb #1189167d
 def _download(url, known_hash, filename, staging, progress, by_hand)->Path: # whole and verified, or a UserError
-    import logging, pooch, requests
+    import logging, requests
+    pooch = _pooch()
     logger = pooch.get_logger(); level = logger.level; logger.setLevel(logging.WARNING)
     downloader = pooch.HTTPDownloader(progressbar=Progress(filename) if progress else False, chunk_size=1 << 20, timeout=60)
     error = requests.exceptions
@@ -649,8 +676,7 @@ def _address(name, base_url, registry, load_registry, by_hand)->dict: # file nam
     return {f: listed[f] for f in source['files']}
 
 def _same(path, known_hash)->bool: # does the file have the published checksum?
-    import pooch
-    return pooch.hashes.hash_matches(str(path), known_hash)
+    return _pooch().hashes.hash_matches(str(path), known_hash)
 
 # %% ../../nbs/data/12_archives.ipynb #b269c42c
 def fetch(
@@ -670,7 +696,7 @@ def fetch(
     target = target or os.environ.get('SKINREPRO_DATA')
     if not target: raise UserError('no target folder given: name one (--target DIR) or set SKINREPRO_DATA')
     home = Path(target).expanduser().resolve()
-    if home.name != source['folder'] and not any((home/f).exists() for f in source['files']): home = home/source['folder']
+    if home.name != source['folder'] and not any((home/f).exists() for f in (*source['files'], *(['metadata.csv'] if name == 'pad_ufes_20' else []))): home = home/source['folder']
     echo(f"{source['title']}: licence {official.get('licence', 'see the landing page')}, about {source['gb']} GB, into {home}")
     by_hand = f"download {', '.join(source['files'])} by hand from {source['landing']} and put {'them' if len(source['files']) > 1 else 'it'} into {home}"
     if name == 'pad_ufes_20' and home.is_dir() and (home/'metadata.csv').exists() and not _pad_differs(home, official['counts']):
@@ -692,15 +718,17 @@ def _say_by_hand(source, home, echo): # what to download and where to put it
 
 def _fetch_all(name, source, home, addresses, official, progress, echo, by_hand, check_room):
     from filelock import FileLock
-    from skinrepro.core import digest
     try: home.mkdir(parents=True, exist_ok=True); cache_dir().mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f'{home} cannot be made ({e.strerror}): name another target') from None
+    need = source['gb']*(2 if name == 'pad_ufes_20' else 1)*1e9 # a zip of zips lies there twice for a moment
+    if check_room and not any((home/f).exists() for f in source['files']) and shutil.disk_usage(home).free < need:
+        raise UserError(f'{home} has less room than the {need/1e9:.1f} GB that are needed: make room or name another target')
     staging, rows = home/'.skinrepro-fetch', []
     with FileLock(cache_dir()/f'fetch-{digest(str(home), 16)}.lock'):
         shutil.rmtree(staging, ignore_errors=True) # from a killed fetch: we hold the lock
         try:
             for filename, (url, known) in addresses.items():
-                rows.append(_fetch_one(name, filename, url, known, home, staging, official, progress, echo, by_hand, check_room and source['gb']))
+                rows.append(_fetch_one(name, filename, url, known, home, staging, official, progress, echo, by_hand))
         except UserError as e:
             if 'by hand' in str(e): _say_by_hand(source, home, echo)
             raise
@@ -708,12 +736,13 @@ def _fetch_all(name, source, home, addresses, official, progress, echo, by_hand,
     return rows
 
 # %% ../../nbs/data/12_archives.ipynb #b296e439
-def _fetch_one(name, filename, url, known, home, staging, official, progress, echo, by_hand, gb):
+def _fetch_one(name, filename, url, known, home, staging, official, progress, echo, by_hand):
     final, table = home/filename, filename in HAM_TABLES; outer = name == 'pad_ufes_20'
     def fault(path): # '' if this is the official file, and by what we know it
+        if outer and known and not _same(path, known): return 'its checksum is not the published one', 'checksum'
+        if outer: return _unpacked_differs(path, staging, official), 'checksum, ids and counts' if known else 'ids and counts'
         if known and not table: return ('' if _same(path, known) else 'its checksum is not the published one'), 'checksum'
         if known and _same(path, known): return '', 'checksum'
-        if outer: return _unpacked_differs(path, staging, official), 'ids and counts'
         return _differs(name, filename, path, home, official), 'ids and counts'
     state = 'fetched'
     if final.exists():
@@ -725,10 +754,9 @@ def _fetch_one(name, filename, url, known, home, staging, official, progress, ec
         state = 'replaced'; echo(f'{filename}: there, but {why}: fetching it again')
     elif filename.endswith('.zip') and not outer and (home/filename[:-4]).is_dir() and _ids_of(name, filename, home) <= set(find_files(home/filename[:-4]).images):
         echo(f'{filename}: already there, unpacked: all its images by name'); return filename, 'already there', 'ids'
-    if gb and shutil.disk_usage(home).free < gb*1.1e9: raise UserError(f'{home} has less than the {gb} GB that are needed: make room or name another target')
     staging.mkdir(exist_ok=True)
     path = _download(url, None if table else known, filename, staging, progress, by_hand)
-    why, by = fault(path) if table or not known else ('', 'checksum')
+    why, by = fault(path) if table or outer or not known else ('', 'checksum')
     if why: raise UserError(f'{filename} ({url}) is not the official file ({why}); nothing was kept: fetch again, or {by_hand}')
     if outer: _place(staging/'unpacked', home)
     else: os.replace(path, final); os.chmod(final, 0o644)

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'DECODER', 'manifest', 'read_bytes', 'fingerprints', 'decode', 'store', 'LesionSet']
 
 # %% ../../nbs/data/10_lesions.ipynb #943ca655
-import io, os, threading, zipfile
+import io, os, threading, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..core import UserError, cache_dir, digest, read_json, sha256_file, write_json
 
@@ -57,10 +57,11 @@ def manifest(
 # %% ../../nbs/data/10_lesions.ipynb #55afb518
 _open = threading.local()
 
-def _zip(path)->zipfile.ZipFile: # one open handle per thread and archive
-    handles = _open.__dict__.setdefault('zips', {})
-    if path not in handles: handles[path] = zipfile.ZipFile(path)
-    return handles[path]
+def _zip(path)->zipfile.ZipFile: # one open handle per thread and archive, opened anew when the archive was replaced
+    handles, s = _open.__dict__.setdefault('zips', {}), os.stat(path)
+    stamp = (s.st_ino, s.st_size, s.st_mtime_ns)
+    if handles.get(path, (None,))[0] != stamp: handles[path] = stamp, zipfile.ZipFile(path)
+    return handles[path][1]
 
 def read_bytes(
     ref:str, # a path, or archive.zip!member
@@ -109,8 +110,9 @@ def decode(
         if size: im = im.resize((size, size), Image.Resampling.BILINEAR if mode == 'RGB' else Image.Resampling.NEAREST)
         return np.asarray(im)
     except FileNotFoundError: raise UserError(f"{ref} does not exist: put it back, or name another folder") from None
-    except (OSError, SyntaxError, zipfile.BadZipFile, ValueError) as e:
-        raise UserError(f"{ref} cannot be decoded ({e}): replace the file, or let `skinrepro data check` quarantine it") from None
+    except (OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        why = 'not an image' if isinstance(e, UnidentifiedImageError) else e
+        raise UserError(f"{ref} cannot be decoded ({why}): replace the file, or let `skinrepro data check` quarantine it") from None
 
 # %% ../../nbs/data/10_lesions.ipynb #5779377d
 def store(
@@ -141,7 +143,8 @@ def _build(path, part, shape, fill, chunk, workers, label):
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             jobs = [pool.submit(fill, out, s, min(s+chunk, shape[0])) for s in starts]
             try:
-                for job in progress_bar(jobs, comment=label, leave=False): job.result()
+                bar = progress_bar(jobs, leave=False); bar.comment = label
+                for job in bar: job.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -235,7 +235,7 @@ def _vessels(u, v, w, px): # coverage by arborising vessels: 3 trees of a trunk 
 MELANIN = (.62, 1.0, 1.25) # absorption of red, green, blue
 BLOOD = (.16, 1.0, .80)
 WHITE, KERATIN, VEIL, HAIR = (.96, .86, .85), (.97, .88, .66), (.44, .47, .58), (.17, .13, .11)
-VERSION = 1 # change it when a pixel of any phantom can change
+VERSION = 2 # change it when a pixel of any phantom can change
 
 # %% ../../nbs/data/11_phantom.ipynb #c3a91744
 @dataclass(frozen=True, eq=False)
@@ -360,12 +360,12 @@ def _network(g, u, v, q, px): # darkness of the net's lines
 def _textures(g, u, v, q, m, px, mel, blood, keratin): # adds dots, net and vessels to what absorbs and covers
     salt = (g['salt'].astype(np.float64)*2**32).astype(np.uint32)[:, :, None, None]; soft = np.float32(max(px, .03))
     def dots(name, k, cell, rad, share, jitter): # the rows that show the trait, its strength there, its dots
-        r = np.flatnonzero(g[name] > .06); x = _wide(g[name][r])
+        r = np.flatnonzero(g[name] > .12); x = _wide(g[name][r])
         return r, x, _dots(u[r], v[r], 1/np.float32(cell), salt[r, k], rad, share*x, jitter, soft)*m[r]
     r = np.flatnonzero(g['network'] > .06)
     mel[r] += _network({k: g[k][r] for k in ('net', 'patch', 'network')}, u[r], v[r], q[r], px)*m[r]*_wide(.25 + 1.6*g['pigment'][r])
     r, x, d = dots('globules', 0, .15, .30, 1., .4); mel[r] += d*(.35 + .6*x)*_wide(.5 + g['pigment'][r])
-    r, x, d = dots('lacunae', 1, .30, .46, 1.05, .2); blood[r] += 2.2*d; mel[r] += .5*d
+    r, x, d = dots('lacunae', 1, .30, .46, 1.05, .2); blood[r] += (1.2 + x)*d; mel[r] += .5*d
     r, x, d = dots('dots', 2, .12, .27, .9, .45); blood[r] += 1.2*d
     r, x, d = dots('cysts', 3, .20, .25, .62, .5); keratin[r] += (.5 + .5*x)*d
     r = np.flatnonzero(g['vessels'] > .15)

@@ -7,7 +7,7 @@ __all__ = ['run_id', 'work_folder', 'results_root', 'modules', 'code_hash', 'mac
            'provenance', 'read_run', 'load_runs', 'find_run', 'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
-import ast, os, platform, subprocess, sys, time
+import ast, io, os, platform, subprocess, sys, tokenize
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -43,14 +43,17 @@ def _source(module)->Path: # its file
     base = Path(skinrepro.__file__).parent.joinpath(*module.split('.')[1:])
     return base/'__init__.py' if base.is_dir() else base.with_suffix('.py')
 
-def _bare(source:str)->str: # canonical text without comments and docstrings
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+def _bare(source:str)->str: # text without comments, docstrings and blank lines; the same in every Python version
+    lines, cut = source.splitlines(), []
+    for node in ast.walk(ast.parse(source)):
         body = getattr(node, 'body', None)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and isinstance(body[0], ast.Expr) \
                 and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+            d = body[0]; cut.append(((d.lineno, d.col_offset), (d.end_lineno, d.end_col_offset)))
+    cut += [(t.start, t.end) for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    for (r1, c1), (r2, c2) in sorted(cut, reverse=True):
+        lines[r1-1:r2] = [lines[r1-1][:c1] + (lines[r2-1].encode()[c2:].decode() if r1 != r2 else lines[r2-1][c2:])]
+    return '\n'.join(l.rstrip() for l in lines if l.strip())
 
 def _imported(source:str, module:str)->set: # skinrepro modules named by any import
     found = set()

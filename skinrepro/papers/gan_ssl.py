@@ -56,8 +56,8 @@ class Config(core.Config):
 
 # %% ../../nbs/papers/60_gan_ssl.ipynb #668b47a1
 PRESETS = dict(
-    smoke=dict(dataset='phantom', n_images=600, size=32, store_size=64, epochs=6, batch=128, knn_every=8, probe_epochs=100),
-    small=dict(size=32, store_size=64, epochs=8, knn_every=19),
+    smoke=dict(dataset='phantom', n_images=500, size=32, store_size=64, epochs=4, batch=64, knn_every=7, probe_epochs=100),
+    small=dict(size=32, store_size=64, epochs=6, knn_every=19),
     paper=dict())
 
 PROTOCOLS = dict(

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PROTOCOLS', 'ARMS', 'Config', 'arms', 'inputs', 'split_of', 'run', 'method', 'pretrain', 'load_net',
            'evaluate']
 
-# %% ../../nbs/papers/60_gan_ssl.ipynb #9e14a43b
+# %% ../../nbs/papers/60_gan_ssl.ipynb #f993b5a1
 import time
 from dataclasses import dataclass
 from pathlib import Path

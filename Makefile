@@ -53,4 +53,4 @@ bench: $(READY) ## measure SimCLR beside its peers
 	@$(BIN)/python bench/simclr.py
 
 readme: $(READY) ## README.md from nbs/index.ipynb
-	@$(BIN)/python -m nbconvert --to markdown --log-level ERROR --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide --output-dir . --output README nbs/index.ipynb
+	@$(BIN)/python -m nbconvert --to markdown --log-level ERROR --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide --TagRemovePreprocessor.remove_input_tags hide-input --output-dir . --output README nbs/index.ipynb

@@ -54,7 +54,7 @@ def run(
     if dry_run:
         for c in cells: typer.echo(f'{c.id}  {state(c)[0]:8} {c.name}')
         return
-    tally = run_grid(cells, data, typer.echo, stale)
+    tally = run_grid(cells, _folder(data), typer.echo, stale)
     typer.echo(', '.join(f'{n} {s}' for s, n in tally.items()))
     table(paper=paper, preset=preset, dataset=dataset, data=data)
     if tally.get('failed'): raise typer.Exit(1)
@@ -81,12 +81,16 @@ def table(
     for p, s in zip(verdicts.protocol, verdicts.sentence): console.print(f'{p}: {s}')
     console.print(f'{NOTE}\nWritten to {path.relative_to(home())} and .csv', style='dim')
 
-def _hash(paper, preset, dataset, data): # today's data hash, where the data are at hand
+def _folder(data): # absolute: a run works in another folder
     import os
+    from skinrepro.core import data_dir
+    return str(data_dir(data)) if data or os.environ.get('SKINREPRO_DATA') else None
+
+def _hash(paper, preset, dataset, data): # today's data hash, where the data are at hand
     from skinrepro.companion.runner import paper_module
     from skinrepro.data.archives import open_dataset
     name = dataset or next(iter(paper_module(paper).arms(preset).values())).dataset
-    return open_dataset(name, data).hash if name == 'phantom' or data or os.environ.get('SKINREPRO_DATA') else None
+    return open_dataset(name, _folder(data)).hash if name == 'phantom' or _folder(data) else None
 
 # %% ../../nbs/companion/55_cli.ipynb #e5b4280e
 @data_app.command('check')

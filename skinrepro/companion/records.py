@@ -35,8 +35,9 @@ def work_folder(
 def results_root(
     preset:str='small', # smoke records are not committed
 )->Path: # `results`, or `results/smoke`
-    "Where records of a preset lie."
-    return home()/'results'/'smoke' if preset == 'smoke' else home()/'results'
+    "Where records of a preset lie; `SKINREPRO_RESULTS` overrides `results`."
+    root = Path(os.environ.get('SKINREPRO_RESULTS') or home()/'results').resolve()
+    return root/'smoke' if preset == 'smoke' else root
 
 # %% ../../nbs/companion/51_records.ipynb #2f5e4ee4
 def _source(module)->Path: # its file

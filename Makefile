@@ -11,7 +11,7 @@ READY := .venv/.ready
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c "import sys, venv, ensurepip; sys.version_info >= (3, 11) and print('$(p)')" 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test export clean docs lab bench readme
+.PHONY: help setup run test export clean docs lab bench readme hooks
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -24,7 +24,6 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip setuptools wheel
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[engine,dev,test]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt lightly
-	@$(BIN)/nbdev-install-hooks >/dev/null 2>&1 || true
 	@touch $@
 
 setup: $(READY) ## make .venv from constraints.txt, once
@@ -54,3 +53,6 @@ bench: $(READY) ## measure SimCLR beside its peers
 
 readme: $(READY) ## README.md from nbs/index.ipynb
 	@$(BIN)/python -m nbconvert --to markdown --log-level ERROR --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide --TagRemovePreprocessor.remove_input_tags hide-input --output-dir . --output README nbs/index.ipynb
+
+hooks: $(READY) ## merge and diff notebooks by cell in this checkout (nbdev's drivers, see .gitconfig)
+	@git config --local include.path ../.gitconfig

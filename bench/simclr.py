@@ -3,7 +3,7 @@ import os
 os.environ.setdefault('GOMP_SPINCOUNT', '0') # before torch: threads that wait must not burn the cores of the loaders
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-import argparse, contextlib, gc, io, multiprocessing, statistics, sys, tempfile, time, warnings
+import argparse, contextlib, gc, io, logging, multiprocessing, statistics, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -136,7 +136,7 @@ def self_supervised(s):
     dls_of = lambda n: block.dataloaders([files[i % len(files)] for i in range(n*s.batch)], bs=s.batch, num_workers=s.workers, device=s.device)
     augs = get_simclr_aug_pipelines(s.size, rotate=False, blur=False, resize_scale=(.08, 1.), jitter_s=1., jitter_p=.8, bw_p=.2, cuda=s.device.type == 'cuda')
     model = create_simclr_model(encoder('resnet18'), hidden_size=512, projection_size=128)
-    learn = Learner(dls_of(1), model, lr=LR, cbs=[Theirs(augs, temp=TEMPERATURE), NoValidation()])
+    learn = Learner(dls_of(1), model, loss_func=lambda *_: None, lr=LR, cbs=[Theirs(augs, temp=TEMPERATURE), NoValidation()])
     learn.remove_cbs([c for c in learn.cbs if type(c).__name__ == 'ProgressCallback']); learn.logger = lambda *_: None
     held = {}
     def run(n):
@@ -261,7 +261,7 @@ def main(argv=None):
     "Measure, print, and write the numbers."
     a, console = arguments(argv), Console()
     if not console.is_terminal: console = Console(width=120)
-    warnings.filterwarnings('ignore')
+    logging.captureWarnings(True) # the peers' libraries reset warning filters
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     device, native = default_device(), native_bf16()
     precision = a.precision or ('bf16' if native else 'fp32')

@@ -178,6 +178,8 @@ def execute(
     return 0
 
 # %% ../../nbs/companion/52_runner.ipynb #80ecb809
+_SCRIPT = 'import sys; from skinrepro.companion.runner import execute; sys.exit(execute(sys.argv[1]))'
+
 def _start(cell, data, lock): # a process
     sheet, work = sheet_path(cell.paper), cell.work
     parameters = _parameters(cell, data)
@@ -189,7 +191,7 @@ def _start(cell, data, lock): # a process
     write_json(job, dict(code=code, sheet=str(sheet), out=str(work/'sheet.part.ipynb'), parameters=parameters, cwd=str(home())))
     env = dict(os.environ, SKINREPRO_HOME=str(home()), PYTHONWARNINGS='ignore')
     with open(work/'log.txt', 'a') as log:
-        return subprocess.Popen([sys.executable, '-m', 'skinrepro.companion.runner', str(job)], stdout=log, stderr=log, env=env,
+        return subprocess.Popen([sys.executable, '-c', _SCRIPT, str(job)], stdout=log, stderr=log, env=env,
                                 pass_fds=(lock.fileno(),), start_new_session=True)
 
 def _finish(cell, start, attempts): # run.json, last
@@ -283,6 +285,3 @@ def run_grid(
 def _data_hashes(cells, data): # opening a data set checks it before anything starts
     from skinrepro.data.archives import open_dataset
     return {name: open_dataset(name, data).hash for name in sorted({c.cfg.dataset for c in cells})}
-
-# %% ../../nbs/companion/52_runner.ipynb #3cb74273
-if __name__ == '__main__': sys.exit(execute(sys.argv[1]))

@@ -1,9 +1,10 @@
 "SimCLR from image files, end to end: ours beside its own bare step, lightly's tutorial (as it is, and tuned) and self_supervised."
-import os
+import logging, os
+logging.captureWarnings(True) # before the libraries: some warn when imported, some reset warning filters
 os.environ.setdefault('GOMP_SPINCOUNT', '0') # before torch: threads that wait must not burn the cores of the loaders
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-import argparse, contextlib, gc, io, logging, multiprocessing, statistics, sys, tempfile, time
+import argparse, contextlib, gc, io, multiprocessing, statistics, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -220,7 +221,7 @@ def measure(s, rounds, seconds, console)->dict: # contestant -> numbers
 def table(size, found)->Table:
     "One size, for the eye."
     t = Table(title=f"{size} px, batch {found['batch']} (store at {found['store']['size']} px, built once in {found['store']['seconds']:.1f} s)", title_justify='left')
-    for head in ('', 'precision', 'pairs/s', 'CPU ms a pair', 'ours / it, median [range]', 'target', ''): t.add_column(head, justify='left' if head in ('', 'precision') else 'right')
+    for head in ('', 'precision', 'pairs/s', 'CPU ms a pair', r'ours / it, median \[range]', 'target', ''): t.add_column(head, justify='left' if head in ('', 'precision') else 'right')
     for name, label in LABELS.items():
         c = found['contestants'][name]
         if 'skipped' in c: t.add_row(label, '', 'skipped', '', c['skipped'], '', ''); continue
@@ -261,7 +262,6 @@ def main(argv=None):
     "Measure, print, and write the numbers."
     a, console = arguments(argv), Console()
     if not console.is_terminal: console = Console(width=120)
-    logging.captureWarnings(True) # the peers' libraries reset warning filters
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     device, native = default_device(), native_bf16()
     precision = a.precision or ('bf16' if native else 'fp32')

@@ -6,7 +6,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import argparse, contextlib, gc, io, multiprocessing, statistics, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -189,6 +189,14 @@ def summary(values)->dict: # median, least, most
     "Median and range of the rounds."
     return dict(median=statistics.median(values), min=min(values), max=max(values))
 
+def affordable(s, rounds, limit)->Setting: # the same, perhaps with a smaller batch
+    "Halve the batch until two steps of everyone in every round fit the time limit, going by the bare step."
+    while True:
+        run = bare(s); run(1)
+        t, _ = timed(run, 1, s.device)
+        if s.batch < 32 or 2*rounds*len(CONTESTANTS)*1.2*t <= limit: return s # the others take about a fifth longer than the bare step
+        s = replace(s, batch=s.batch//2)
+
 def measure(s, rounds, seconds, console)->dict: # contestant -> numbers
     "All contestants in turn, the order turned round each time."
     runs, out = {}, {}
@@ -215,20 +223,21 @@ def measure(s, rounds, seconds, console)->dict: # contestant -> numbers
         if name == 'ours': continue
         ratio = [a/b for a, b in zip(out['ours']['pairs_per_s'], out[name]['pairs_per_s'])] # of the same round
         target = TARGETS.get(name, {}).get(s.size)
+        if name != 'bare': out[name]['ceiling'] = statistics.median(a/b for a, b in zip(out['bare']['pairs_per_s'], out[name]['pairs_per_s'])) # what no data path can exceed
         out[name]['ratio'] = dict(summary(ratio), rounds=ratio, target=target, met=None if target is None or rounds < ROUNDS else statistics.median(ratio) >= target)
     return out
 
 def table(size, found)->Table:
     "One size, for the eye."
     t = Table(title=f"{size} px, batch {found['batch']} (store at {found['store']['size']} px, built once in {found['store']['seconds']:.1f} s)", title_justify='left')
-    for head in ('', 'precision', 'pairs/s', 'CPU ms a pair', r'ours / it, median \[range]', 'target', ''): t.add_column(head, justify='left' if head in ('', 'precision') else 'right')
+    for head in ('', 'precision', 'pairs/s', 'CPU ms a pair', r'ours / it, median \[range]', 'target', '', '(a) / it'): t.add_column(head, no_wrap=head == '', justify='left' if head in ('', 'precision') else 'right')
     for name, label in LABELS.items():
         c = found['contestants'][name]
-        if 'skipped' in c: t.add_row(label, '', 'skipped', '', c['skipped'], '', ''); continue
+        if 'skipped' in c: t.add_row(label, '', 'skipped', '', c['skipped'], '', '', ''); continue
         row = [label, c['precision'], f"{c['pairs_per_s_median']:.1f}", f"{statistics.median(c['cpu_ms_per_pair']):.1f}"]
         if r := c.get('ratio'):
             verdict = '' if r['target'] is None else 'too few rounds' if r['met'] is None else '[green]met[/]' if r['met'] else '[red]not met[/]'
-            row += [f"{r['median']:.2f} [{r['min']:.2f}-{r['max']:.2f}]".replace('[', r'\['), '' if r['target'] is None else f"≥ {r['target']:.2f}", verdict]
+            row += [f"{r['median']:.2f} [{r['min']:.2f}-{r['max']:.2f}]".replace('[', r'\['), '' if r['target'] is None else f"≥ {r['target']:.2f}", verdict, f"{c['ceiling']:.2f}" if 'ceiling' in c else '']
         t.add_row(*row)
     return t
 
@@ -247,6 +256,7 @@ def arguments(argv=None):
     p.add_argument('--batch', type=int, default=64, help='pairs a step')
     p.add_argument('--images', type=int, default=256, help='JPEGs to write')
     p.add_argument('--seconds', type=float, default=4., help='one contestant, one round; never less than 2 steps')
+    p.add_argument('--limit', type=float, default=600., help='seconds for all rounds of all sizes, about; a slow machine gets a smaller batch')
     p.add_argument('--workers', type=int, default=2, help='loader processes of the peers')
     p.add_argument('--precision', choices=('fp32', 'bf16'), help='of ours, (a) and (c); default bf16 where it is native')
     p.add_argument('--out', type=Path, help='default results/bench/simclr.json')
@@ -261,7 +271,7 @@ def arguments(argv=None):
 def main(argv=None):
     "Measure, print, and write the numbers."
     a, console = arguments(argv), Console()
-    if not console.is_terminal: console = Console(width=120)
+    if not console.is_terminal: console = Console(width=132)
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     device, native = default_device(), native_bf16()
     precision = a.precision or ('bf16' if native else 'fp32')
@@ -276,13 +286,15 @@ def main(argv=None):
         kb = statistics.mean(f.stat().st_size for f in folder.iterdir())/1e3
         for size in a.sizes:
             x, seconds = decoded(folder, STORE[size], tmp)
-            found = measure(Setting(folder, x, size, a.batch, precision, a.workers, device), a.rounds, a.seconds, console)
-            sizes[str(size)] = dict(batch=a.batch, store=dict(size=STORE[size], seconds=seconds, images=a.images, images_per_s=a.images/seconds), contestants=found)
+            s = affordable(Setting(folder, x, size, a.batch, precision, a.workers, device), a.rounds, a.limit*size/sum(a.sizes))
+            if s.batch < a.batch: notes.append(f'{size} px: batch {s.batch} instead of {a.batch}, to stay within the time limit.'); console.print(notes[-1])
+            found = measure(s, a.rounds, a.seconds, console)
+            sizes[str(size)] = dict(batch=s.batch, store=dict(size=STORE[size], seconds=seconds, images=a.images, images_per_s=a.images/seconds), contestants=found)
             gc.collect() # ends the loader processes of this size
             console.print(table(size, sizes[str(size)]))
     out = a.out or home()/'results'/'bench'/'simclr.json'
     write_json(out, dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seconds=round(time.perf_counter() - began, 1), notes=notes, machine=machine(), versions=versions(),
-        load=[load, os.getloadavg()[0]], sizes=sizes, settings=dict(sizes=a.sizes, rounds=a.rounds, batch=a.batch, images=a.images, seconds=a.seconds, workers=a.workers,
+        load=[load, os.getloadavg()[0]], sizes=sizes, settings=dict(sizes=a.sizes, rounds=a.rounds, batch=a.batch, images=a.images, seconds=a.seconds, limit=a.limit, workers=a.workers,
         precision=precision, native_bf16=native, device=device.type, jpeg=dict(width=600, height=450, quality=95, mean_kb=round(kb, 1)), backbone='resnet18', views='gan_ssl')))
     console.print(f'Written to {out.name}; {time.perf_counter() - began:.0f} s in all; load {load:.1f} before, {os.getloadavg()[0]:.1f} after (a busy machine blurs ratios).')
 

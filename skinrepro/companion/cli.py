@@ -56,7 +56,7 @@ def run(
         return
     tally = run_grid(cells, _folder(data), typer.echo, stale)
     typer.echo(', '.join(f'{n} {s}' for s, n in tally.items()))
-    table(paper=paper, preset=preset, dataset=dataset, data=data)
+    table(paper=paper, preset=preset, dataset=dataset, data=data, set_=set_)
     if tally.get('failed'): raise typer.Exit(1)
 
 # %% ../../nbs/companion/55_cli.ipynb #f3cf41b6
@@ -66,13 +66,14 @@ def table(
     preset:str=typer.Option('small', help='Size: smoke, small or paper.'),
     dataset:str=typer.Option(None, help="Data set; default: the preset's."),
     data:str=typer.Option(None, help='Folder of official data files, to see whether records are stale.'),
+    set_:list[str]=typer.Option(None, '--set', help='The runs made with this field of the Config, name=value; may be repeated.'),
 ):
     "Print ours beside theirs, with the state of every run, and write it to results/."
     from rich.console import Console
     from rich.table import Table
     from skinrepro.companion.records import home
     from skinrepro.companion.tables import NOTE, pretty, report
-    df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data))
+    df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data), overrides=_overrides(set_))
     shown, out = pretty(df), Table(title=path.stem)
     for c in shown.columns: out.add_column(c, overflow='fold')
     for r in shown.astype(str).to_numpy().tolist(): out.add_row(*r)
@@ -90,7 +91,11 @@ def _hash(paper, preset, dataset, data): # today's data hash, where the data are
     from skinrepro.companion.runner import paper_module
     from skinrepro.data.archives import open_dataset
     name = dataset or next(iter(paper_module(paper).arms(preset).values())).dataset
-    return open_dataset(name, _folder(data)).hash if name == 'phantom' or _folder(data) else None
+    if name != 'phantom' and not _folder(data): return None
+    try: return open_dataset(name, _folder(data)).hash
+    except UserError:
+        if data: raise
+        return None # SKINREPRO_DATA holds other sets
 
 # %% ../../nbs/companion/55_cli.ipynb #e5b4280e
 @data_app.command('check')
@@ -116,10 +121,11 @@ def data_fetch(
 # %% ../../nbs/companion/55_cli.ipynb #2021501e
 def main():
     "Entry point: a `UserError` is one sentence and status 2; an interrupt is status 130."
-    try: app(standalone_mode=False)
+    try: status = app(standalone_mode=False) or 0 # typer returns the status of an `Exit`, and 130 for an interrupt
     except UserError as e: print(f'skinrepro: {e}', file=sys.stderr); sys.exit(2)
-    except KeyboardInterrupt: print('skinrepro: interrupted; the same command goes on where it stopped', file=sys.stderr); sys.exit(130)
-    except typer.Exit as e: sys.exit(e.exit_code)
+    except (KeyboardInterrupt, typer.Abort): status = 130
     except Exception as e:
         if hasattr(e, 'format_message'): print(f'skinrepro: {e.format_message()}', file=sys.stderr); sys.exit(e.exit_code)
         raise
+    if status == 130: print('skinrepro: interrupted; the same command goes on where it stopped', file=sys.stderr)
+    sys.exit(status)

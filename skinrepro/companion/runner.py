@@ -284,4 +284,6 @@ def run_grid(
 
 def _data_hashes(cells, data): # opening a data set checks it before anything starts
     from skinrepro.data.archives import open_dataset
-    return {name: open_dataset(name, data).hash for name in sorted({c.cfg.dataset for c in cells})}
+    sets = {name: open_dataset(name, data) for name in sorted({c.cfg.dataset for c in cells})}
+    for c in cells: getattr(paper_module(c.paper), 'split_of', lambda *_: None)(c.cfg, sets[c.cfg.dataset]) # a split that cannot be drawn is said now
+    return {name: ds.hash for name, ds in sets.items()}

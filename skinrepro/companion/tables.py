@@ -13,7 +13,7 @@ from .claims import CLAIMS, judge
 from .published import paper_column, published_for
 from .records import load_runs, results_root
 from .runner import paper_module, plan, record_of, state
-from ..core import UserError, atomic
+from ..core import UserError, atomic, digest
 from ..evaluation.metrics import mean_sd
 
 # %% ../../nbs/companion/54_tables.ipynb #5ad63f15
@@ -101,13 +101,14 @@ def verdicts(
     protocols=None, # default: all of the paper's
     seeds=None, # default: those with records
     data_hash:str=None, # today's manifest hash; None: not compared
+    overrides:dict=None, # single fields of the Config
 )->pd.DataFrame: # claim, protocol, verdict, numbers, sentence
     "What the records say about the paper's claims."
     mod = paper_module(paper)
     dataset = dataset or next(iter(mod.arms(preset).values())).dataset
     seeds, out = seeds or seeds_seen(paper, preset, dataset), []
     for protocol in protocols or mod.PROTOCOLS:
-        cells = plan(paper, preset, dataset, [protocol], None, seeds)
+        cells = plan(paper, preset, dataset, [protocol], None, seeds, overrides)
         got = {}
         for c in cells:
             if state(c, data_hash)[0] == 'done': got.setdefault(c.cfg.arm, []).append(values(record_of(c)))
@@ -125,14 +126,15 @@ def report(
     dataset:str=None, # default: the preset's
     seeds=None, # default: those with records
     data_hash:str=None, # today's manifest hash; None: not compared
+    overrides:dict=None, # single fields of the Config
 ): # (rows, verdicts, path of the Markdown file)
     "Write the table of one paper, preset and data set, as CSV (numbers) and Markdown (for people)."
     mod = paper_module(paper)
     dataset = dataset or next(iter(mod.arms(preset).values())).dataset
-    df, v = (f(paper, preset, dataset, seeds=seeds, data_hash=data_hash) for f in (rows, verdicts))
-    base = results_root(preset)/'tables'/f'{paper}-{dataset}-{preset}'
+    df, v = (f(paper, preset, dataset, seeds=seeds, data_hash=data_hash, overrides=overrides) for f in (rows, verdicts))
+    base = results_root(preset)/'tables'/'-'.join([paper, dataset, preset, *([digest(overrides, 4)] if overrides else [])])
     with atomic(base.with_suffix('.csv')) as f: df.to_csv(f, index=False)
-    lines = [f'# {paper}, {dataset}, {preset}', '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {p}: {s}' for p, s in zip(v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
+    lines = [', '.join([f'# {paper}', dataset, preset, *(f'{k}={v}' for k, v in (overrides or {}).items())]), '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {p}: {s}' for p, s in zip(v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
     with atomic(base.with_suffix('.md')) as f: f.write('\n'.join(lines) + '\n')
     return df, v, base.with_suffix('.md')
 

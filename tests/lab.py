@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 COMMAND = str(Path(sys.executable).parent/'skinrepro')
-SIZE = dict(n_images=64, batch=16, epochs=12, size=16, store_size=32, knn_every=1000)
+SIZE = dict(n_images=64, batch=16, epochs=6, size=16, store_size=32, knn_every=1000)
 PROBE = dict(probe_epochs=2, heads=2)
 ONE = dict(group='image', transductive='true', step_matched='false') # makes both protocols one configuration
 

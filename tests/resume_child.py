@@ -14,7 +14,8 @@ from skinrepro.methods.encoders import Projected, encoder, mlp
 from skinrepro.methods.simclr import SimCLR
 from skinrepro.methods.train import StepLoader, fit, learner
 
-IMAGES, BATCH, EVERY, STEPS = 64, 16, 3, 14 # 4 steps an epoch, checkpoints at 3, 6, 9, 12
+IMAGES, BATCH, EVERY, STEPS = 64, 16, 3, 10 # 4 steps an epoch, checkpoints at 3, 6, 9
+NETS = dict(simclr='resnet18', byol='test_resnet') # the second is timm's, of half a million weights: a ResNet-18 with its target and optimiser is 180 MB a checkpoint
 
 
 class Watch(Callback):
@@ -27,9 +28,9 @@ class Watch(Callback):
 
 def train(method, folder=None, pause=0., seed=0): # dict(model, opt, loss, first)
     torch.set_num_threads(1)
-    net, views = encoder('resnet18', seed), Views('gan_ssl', 16)
-    if method == 'simclr': model, cb = Projected(net, mlp(512, 32, 16, seed=seed)), SimCLR(views, seed=seed)
-    else: model, cb = BYOLModel(net, mlp(512, 32, 16, bn=True, seed=seed), mlp(16, 32, 16, bn=True, seed=seed)), BYOL(views, seed=seed)
+    net, views = encoder(NETS[method], seed), Views('gan_ssl', 16)
+    if method == 'simclr': model, cb = Projected(net, mlp(net.num_features, 32, 16, seed=seed)), SimCLR(views, seed=seed)
+    else: model, cb = BYOLModel(net, mlp(net.num_features, 32, 16, bn=True, seed=seed), mlp(16, 32, 16, bn=True, seed=seed)), BYOL(views, seed=seed)
     watch = Watch(pause)
     loader = StepLoader(phantom(n=IMAGES).images(24), np.arange(IMAGES), BATCH, STEPS, seed)
     learn = learner(model, loader, [cb, watch], 1e-3, 1e-4, seed=seed, folder=folder, seconds=1e9, device='cpu')

@@ -131,10 +131,11 @@ def report(
     "Write the table of one paper, preset and data set, as CSV (numbers) and Markdown (for people)."
     mod = paper_module(paper)
     dataset = dataset or next(iter(mod.arms(preset).values())).dataset
+    overrides = {k: v for k, v in (overrides or {}).items() if k != 'stage'} # pretraining has no row
     df, v = (f(paper, preset, dataset, seeds=seeds, data_hash=data_hash, overrides=overrides) for f in (rows, verdicts))
     base = results_root(preset)/'tables'/'-'.join([paper, dataset, preset, *([digest(overrides, 4)] if overrides else [])])
     with atomic(base.with_suffix('.csv')) as f: df.to_csv(f, index=False)
-    lines = [', '.join([f'# {paper}', dataset, preset, *(f'{k}={v}' for k, v in (overrides or {}).items())]), '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {p}: {s}' for p, s in zip(v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
+    lines = [', '.join([f'# {paper}', dataset, preset, *(f'{k}={v}' for k, v in overrides.items())]), '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {p}: {s}' for p, s in zip(v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
     with atomic(base.with_suffix('.md')) as f: f.write('\n'.join(lines) + '\n')
     return df, v, base.with_suffix('.md')
 

@@ -74,6 +74,8 @@ def plan(
 )->list: # Cells, in the order of seeds, so that complete comparisons come first
     "The runs of a grid. Protocols that resolve to one configuration are one run."
     mod, merged = paper_module(paper), {}
+    for name, option in dict(arm='arms', seed='seeds', dataset='dataset').items():
+        if name in (overrides or {}): raise UserError(f"{name} is not set with --set: use --{option}")
     for seed in seeds:
         for protocol in protocols:
             made = mod.arms(preset, protocol)
@@ -111,6 +113,8 @@ def state(
         return ('stale', why) if why else ('done', '')
     if _held(cell.work/'lock'): return 'running', _progress(cell)
     if (f := cell.work/'failure.json').is_file(): return 'failed', read_json(f)['error']
+    for name, need in cell.needs.items():
+        if (s := state(need, data_hash))[0] in ('running', 'failed'): return s[0], f'{name}: {s[1]}'
     return 'not run', _progress(cell)
 
 # %% ../../nbs/companion/52_runner.ipynb #13e57f8b

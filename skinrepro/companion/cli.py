@@ -56,7 +56,7 @@ def run(
         return
     tally = run_grid(cells, _folder(data), typer.echo, stale)
     typer.echo(', '.join(f'{n} {s}' for s, n in tally.items()))
-    table(paper=paper, preset=preset, dataset=dataset, data=data, set_=set_)
+    table(paper=paper, preset=preset, dataset=dataset, protocol=protocol, data=data, set_=set_)
     if tally.get('failed'): raise typer.Exit(1)
 
 # %% ../../nbs/companion/55_cli.ipynb #f3cf41b6
@@ -65,22 +65,24 @@ def table(
     paper:str=typer.Option('gan_ssl', help='Which paper.'),
     preset:str=typer.Option('small', help='Size: smoke, small or paper.'),
     dataset:str=typer.Option(None, help="Data set; default: the preset's."),
+    protocol:str=typer.Option(None, help='Protocols to print, separated by commas; default: all.'),
     data:str=typer.Option(None, help='Folder of official data files, to see whether records are stale.'),
     set_:list[str]=typer.Option(None, '--set', help='The runs made with this field of the Config, name=value; may be repeated.'),
 ):
     "Print ours beside theirs, with the state of every run, and write it to results/."
+    import os
     from rich.console import Console
     from rich.table import Table
-    from skinrepro.companion.records import home
     from skinrepro.companion.tables import NOTE, pretty, report
     df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data), overrides=_overrides(set_))
+    df, verdicts = (d[d.protocol.isin(_list(protocol) or list(d.protocol))] for d in (df, verdicts))
     shown, out = pretty(df), Table(title=path.stem)
     for c in shown.columns: out.add_column(c, overflow='fold')
     for r in shown.astype(str).to_numpy().tolist(): out.add_row(*r)
     console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
     console.print(out)
-    for p, s in zip(verdicts.protocol, verdicts.sentence): console.print(f'{p}: {s}')
-    console.print(f'{NOTE}\nWritten to {path.relative_to(home())} and .csv', style='dim')
+    for c, p, s in zip(verdicts.claim, verdicts.protocol, verdicts.sentence): console.print(f'{c}, {p}: {s}')
+    console.print(f'{NOTE}\nWritten to {os.path.relpath(path)} and .csv', style='dim')
 
 def _folder(data): # absolute: a run works in another folder
     import os

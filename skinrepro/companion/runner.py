@@ -45,7 +45,7 @@ class Cell:
     def folder(self)->Path: # `results/<paper>/<dataset>/<arm>/<protocol>-seed<k>-<id8>`
         "Where the record will lie."
         arm = f'{self.cfg.arm}-encoder' if self.cfg.stage == 'pretrain' else self.cfg.arm
-        return results_root(self.preset)/self.paper/self.cfg.dataset/arm/f"{'+'.join(self.protocols)}-seed{self.cfg.seed}-{self.id}"
+        return results_root(self.preset)/self.paper/Path(self.cfg.dataset).name/arm/f"{'+'.join(self.protocols)}-seed{self.cfg.seed}-{self.id}"
 
     @property
     def work(self)->Path: # `artefacts/runs/<id8>`

@@ -6,6 +6,8 @@
 __all__ = ['NOTE', 'values', 'seeds_seen', 'rows', 'pretty', 'verdicts', 'report']
 
 # %% ../../nbs/companion/54_tables.ipynb #d48cd06f
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -133,9 +135,9 @@ def report(
     dataset = dataset or next(iter(mod.arms(preset).values())).dataset
     overrides = {k: v for k, v in (overrides or {}).items() if k != 'stage'} # pretraining has no row
     df, v = (f(paper, preset, dataset, seeds=seeds, data_hash=data_hash, overrides=overrides) for f in (rows, verdicts))
-    base = results_root(preset)/'tables'/'-'.join([paper, dataset, preset, *([digest(overrides, 4)] if overrides else [])])
+    base = results_root(preset)/'tables'/'-'.join([paper, Path(dataset).name, preset, *([digest(overrides, 4)] if overrides else [])])
     with atomic(base.with_suffix('.csv')) as f: df.to_csv(f, index=False)
-    lines = [', '.join([f'# {paper}', dataset, preset, *(f'{k}={v}' for k, v in overrides.items())]), '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {p}: {s}' for p, s in zip(v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
+    lines = [', '.join([f'# {paper}', dataset, preset, *(f'{k}={v}' for k, v in overrides.items())]), '', 'Published and ours, in per cent: mean ± sd (number of runs); the interval is Student\'s, over runs.', '', _markdown(pretty(df)), '', *(f'- {c}, {p}: {s}' for c, p, s in zip(v.claim, v.protocol, v.sentence)), '', 'Runs: ' + '; '.join(f'{a}, {p}: {i}' for a, p, i in zip(df.arm, df.protocol, df.ids) if i), '', NOTE]
     with atomic(base.with_suffix('.md')) as f: f.write('\n'.join(lines) + '\n')
     return df, v, base.with_suffix('.md')
 

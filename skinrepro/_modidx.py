@@ -161,6 +161,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables._why': ( 'companion/tables.html#_why',
                                                                                  'skinrepro/companion/tables.py'),
+                                            'skinrepro.companion.tables.one_sentence': ( 'companion/tables.html#one_sentence',
+                                                                                         'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables.pretty': ( 'companion/tables.html#pretty',
                                                                                    'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables.report': ( 'companion/tables.html#report',

@@ -73,7 +73,7 @@ def table(
     import os
     from rich.console import Console
     from rich.table import Table
-    from skinrepro.companion.tables import NOTE, pretty, report
+    from skinrepro.companion.tables import NOTE, one_sentence, pretty, report
     df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data), overrides=_overrides(set_))
     df, verdicts = (d[d.protocol.isin(_list(protocol) or list(d.protocol))] for d in (df, verdicts))
     shown, out = pretty(df), Table(title=path.stem)
@@ -82,6 +82,7 @@ def table(
     console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
     console.print(out)
     for c, p, s in zip(verdicts.claim, verdicts.protocol, verdicts.sentence): console.print(f'{c}, {p}: {s}')
+    console.print(one_sentence(verdicts, paper))
     console.print(f'{NOTE}\nWritten to {os.path.relpath(path)} and .csv', style='dim')
 
 def _folder(data): # absolute: a run works in another folder

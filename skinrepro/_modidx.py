@@ -157,6 +157,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables._pm': ( 'companion/tables.html#_pm',
                                                                                 'skinrepro/companion/tables.py'),
+                                            'skinrepro.companion.tables._scope': ( 'companion/tables.html#_scope',
+                                                                                   'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables._theirs': ( 'companion/tables.html#_theirs',
                                                                                     'skinrepro/companion/tables.py'),
                                             'skinrepro.companion.tables._why': ( 'companion/tables.html#_why',

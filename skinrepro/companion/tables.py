@@ -34,6 +34,11 @@ def seeds_seen(
     runs = [r for r in load_runs(results_root(preset), paper) if r['spec']['dataset'] == dataset and r['spec']['preset'] == preset]
     return tuple(sorted({r['spec']['seed'] for r in runs})) or (0,)
 
+def _scope(paper, preset, dataset, seeds): # the paper's module, and the defaults filled in
+    mod = paper_module(paper)
+    dataset = dataset or next(iter(mod.arms(preset).values())).dataset
+    return mod, dataset, seeds or seeds_seen(paper, preset, dataset)
+
 # %% ../../nbs/companion/54_tables.ipynb #fac1f002
 def _why(counted)->str: # states of one row's runs, in words
     by = {}
@@ -53,9 +58,8 @@ def rows(
     overrides:dict=None, # single fields of the Config
 )->pd.DataFrame: # one row an arm and a protocol; fractions, not per cent
     "Ours beside theirs, as numbers."
-    mod = paper_module(paper)
-    dataset = dataset or next(iter(mod.arms(preset).values())).dataset
-    seeds, out = seeds or seeds_seen(paper, preset, dataset), []
+    mod, dataset, seeds = _scope(paper, preset, dataset, seeds)
+    out = []
     for protocol in protocols or mod.PROTOCOLS:
         cells = plan(paper, preset, dataset, [protocol], None, seeds, overrides)
         for arm in mod.arms(preset, protocol):
@@ -106,9 +110,8 @@ def verdicts(
     overrides:dict=None, # single fields of the Config
 )->pd.DataFrame: # claim, protocol, verdict, numbers, sentence
     "What the records say about the paper's claims."
-    mod = paper_module(paper)
-    dataset = dataset or next(iter(mod.arms(preset).values())).dataset
-    seeds, out = seeds or seeds_seen(paper, preset, dataset), []
+    mod, dataset, seeds = _scope(paper, preset, dataset, seeds)
+    out = []
     for protocol in protocols or mod.PROTOCOLS:
         cells = plan(paper, preset, dataset, [protocol], None, seeds, overrides)
         got = {}
@@ -143,8 +146,7 @@ def report(
     overrides:dict=None, # single fields of the Config
 ): # (rows, verdicts, path of the Markdown file)
     "Write the table of one paper, preset and data set, as CSV (numbers) and Markdown (for people)."
-    mod = paper_module(paper)
-    dataset = dataset or next(iter(mod.arms(preset).values())).dataset
+    mod, dataset, seeds = _scope(paper, preset, dataset, seeds)
     overrides = {k: v for k, v in (overrides or {}).items() if k != 'stage'} # pretraining has no row
     df, v = (f(paper, preset, dataset, seeds=seeds, data_hash=data_hash, overrides=overrides) for f in (rows, verdicts))
     base = results_root(preset)/'tables'/'-'.join([paper, Path(dataset).name, preset, *([digest(overrides, 4)] if overrides else [])])

@@ -41,3 +41,9 @@ def pytest_collection_modifyitems(items):
                 gpu = torch.cuda.is_available()
             if not gpu: item.add_marker(pytest.mark.skip(reason='no CUDA device'))
         if item.path.name != 'test_run_notebooks.py': item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_terminal_summary(terminalreporter):
+    "How much of the papers is built, at the end of every test run."
+    from skinrepro.companion.checklist import progress_line
+    terminalreporter.write_line(progress_line())

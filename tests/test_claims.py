@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from skinrepro.companion.claims import CLAIMS, judge, mcnemar, paired_bootstrap, tost, verdict, welch, welch_from_stats
-from skinrepro.companion.published import paper_column, published_for
+from skinrepro.companion.claims import (check_claims, contrast, decide, judge, load_claims, mcnemar, paired_bootstrap, spread_ratio, terms, tost, verdict, welch, welch_from_stats, whole)
+from skinrepro.companion.published import published_for
 from skinrepro.core import UserError
 from skinrepro.evaluation.metrics import METRICS
 
@@ -100,21 +100,96 @@ def test_equal_arms_are_rarely_told_apart():
 
 def test_bad_input():
     for call, says in ((lambda: verdict(A, B, 'up', **HOME), 'unknown direction'), (lambda: verdict(A, B, margin=-1, **HOME), 'negative'), (lambda: verdict(A, [.1, None, .2], **HOME), 'arm b'),
-                       (lambda: welch(A, B, 95), 'pass .95'), (lambda: welch([.1], B), 'two runs'), (lambda: tost(A, B, 0), 'positive'), (lambda: judge('P0-72/x', A, B, 'paper', 'ham10000'), 'unknown claim')):
+                       (lambda: welch(A, B, 95), 'pass .95'), (lambda: welch([.1], B), 'two runs'), (lambda: tost(A, B, 0), 'positive'), (lambda: judge('P0-72/x', {}, 'paper', 'ham10000'), 'unknown claim'), (lambda: terms('a - '), 'cannot be read')):
         with pytest.raises(UserError, match=says): call()
     with pytest.raises(TypeError): verdict(A, B) # where the runs were made is never guessed
 
 
-def test_claims():
-    assert {c['id'] for c in CLAIMS} >= {'P0-72/simclr', 'P0-72/byol'}
-    for c in CLAIMS:
-        assert set(c) >= {'id', 'paper', 'sentence', 'metric', 'arm', 'baseline', 'direction'} and c['id'].startswith(c['item'])
-        for d in c['datasets']:
-            x, y = (published_for(c['paper'], r, paper_column(c['paper'], d), c['metric']) for r in (c['arm'], c['baseline']))
-            assert welch_from_stats(x.value, x.spread, x.n, y.value, y.spread, y.n)['low'] > 0 # the paper's own numbers say so
-        assert judge(c['id'], A, B, 'paper', 'isic2019_all')['verdict'] == 'reproduced'
-        assert judge(c, A, B, 'paper', 'isic2019_bcn')['verdict'] == 'holds here (paper, isic2019_bcn)'
-        assert f"{c['arm']} minus random" in judge(c['id'], A, B, 'small', 'ham10000')['sentence']
+def runs(arms, dataset='ham10000', metric='accuracy'): return {(arm, dataset): [{metric: v} for v in values] for arm, values in arms.items()}
+
+
+def test_claims_are_whole():
+    df = load_claims()
+    assert df.id.is_unique and len(df) > 80 and {'P0-72/simclr', 'P0-72/byol'} <= set(df.id)
+    for c in df[df['item'] == 'P0-72'].itertuples(): # the paper's own numbers say so
+        arm, base = c.contrast.split(' - ')
+        for column in ('HAM10000', 'BCN20000'):
+            x, y = published_for('gan_ssl', arm, column), published_for('gan_ssl', base, column)
+            assert welch_from_stats(x.value, x.spread, x.n, y.value, y.spread, y.n)['low'] > 0
+
+
+@pytest.mark.parametrize('column, value, says', [('direction', 'up', "direction 'up'"), ('contrast', 'a b', 'cannot be read'), ('contrast', '', 'either a contrast or a reason'), ('requires', 'people', 'either a contrast or a reason'),
+                                                 ('published', 'P0-99/x', 'unknown published value'), ('item', 'P0-73', 'another item'), ('paper', 'dermgan', 'another item or paper'), ('sentence', '', 'lacks its sentence')])
+def test_bad_claims_are_named(root, column, value, says):
+    import pandas as pd
+    df = pd.read_csv(root/'skinrepro'/'companion'/'claims.csv', dtype=str, keep_default_na=False)
+    df.loc[df.id == 'P0-72/simclr', column] = value
+    with pytest.raises(UserError, match=says) as e: check_claims(df)
+    assert 'P0-72/simclr' in str(e.value) or "'a b'" in str(e.value)
+
+
+def test_judge():
+    for c, arm in (('P0-72/simclr', 'simclr'), ('P0-72/byol', 'byol')):
+        assert judge(c, runs({arm: A, 'random': B}, 'isic2019_all'), 'paper', 'isic2019_all')['verdict'] == 'reproduced'
+        assert judge(c, runs({arm: B, 'random': A}, 'ham10000'), 'paper', 'ham10000')['verdict'] == 'not reproduced'
+        assert judge(c, runs({arm: A, 'random': B}, 'isic2019_bcn'), 'paper', 'isic2019_bcn')['verdict'] == 'holds here (paper, isic2019_bcn)'
+        assert f'{arm} minus random' in judge(c, runs({arm: A, 'random': B}), 'small', 'ham10000')['sentence']
+        assert judge(c, runs({arm: A}), 'small', 'ham10000')['verdict'] == 'not run'
+        assert judge(c, runs({arm: A[:2], 'random': B}), 'small', 'ham10000')['verdict'] == 'too few seeds'
+
+
+@pytest.mark.parametrize('claim', load_claims().id)
+def test_every_claim_can_be_judged_both_ways(claim):
+    "Feed each testable claim runs on its side, then on the other: it must be able to hold and to fail."
+    c = load_claims().set_index('id').loc[claim]
+    if not c.contrast:
+        assert judge(claim, {}, 'paper', 'ham10000')['verdict'].startswith('cannot be tested here (') and c.requires
+        return
+    g = np.random.default_rng(0); home = c.datasets[0] if c.datasets else 'ham10000'
+    def verdict_at(value): # runs whose contrast is `value`
+        out = {}
+        for k, (w, arm, metric, where) in enumerate(terms(c.contrast)):
+            noise = g.normal(0, .02 if c.direction == 'steadier' and (k == 0) != (value > 0) else 1e-4, 30 if c.direction == 'steadier' else 4)
+            cell = out.setdefault((arm, where or home), [{} for _ in noise])
+            for run, e in zip(cell, noise): run[metric or c.metric] = (value/w if k == 0 and c.direction != 'steadier' else 0) + e
+        return judge(claim, out, 'paper', home)['verdict'].split(' (')[0]
+    yes, no = {'greater': (c.offset + .5, c.offset - .5), 'less': (c.offset - .5, c.offset + .5), 'equal': (c.offset, c.offset + .5), 'steadier': (1, -1)}[c.direction]
+    if any(m for _, _, m, _ in terms(c.contrast)) and c.offset: pass
+    assert verdict_at(yes) in ('reproduced', 'holds here') and verdict_at(no) in ('not reproduced', 'does not hold here')
+    assert (verdict_at(yes) == 'reproduced') == bool(c.datasets) # private data are never reproduced
+
+
+def test_contrast_of_one_two_and_four_groups():
+    one, ref = contrast([A]), stats.ttest_1samp(A, 0)
+    assert (one['t'], one['low']) == pytest.approx((ref.statistic, ref.confidence_interval().low))
+    two, w = contrast([A, np.negative(B)]), welch(A, B)
+    assert [two[k] for k in ('diff', 'low', 'high', 't', 'df', 'p')] == pytest.approx([w[k] for k in ('diff', 'low', 'high', 't', 'df', 'p')])
+    g = np.random.default_rng(1); hit = 0
+    for _ in range(1500):
+        c = contrast([s*g.normal(0, sd, 3) for s, sd in ((1, 1), (-1, .2), (-1, 2), (1, .5))]); hit += c['low'] <= 0 <= c['high']
+    assert .93 < hit/1500 < .985
+
+
+def test_offset_moves_the_claim():
+    at = dict(HOME); gain = np.mean(A) - np.mean(B)
+    assert decide([np.array(A), np.negative(B)], 'equal', gain, .02, **at)['verdict'] == 'reproduced'
+    assert decide([np.array(A), np.negative(B)], 'equal', gain + .08, .02, **at)['verdict'] == 'not reproduced'
+    assert decide([np.array(A)], 'greater', .5, **at)['verdict'] == 'reproduced'
+
+
+def test_steadier_is_the_f_test():
+    g = np.random.default_rng(3); a, b = g.normal(0, 1, 12), g.normal(0, 3, 9); r = spread_ratio(a, b)
+    f = a.var(ddof=1)/b.var(ddof=1)
+    assert r['p'] == pytest.approx(2*stats.f(11, 8).cdf(f)) and (r['high'] < 1) == (r['p'] < .05) and r['low'] < r['diff'] < r['high']
+    hit = sum((lambda r: r['low'] <= 1 <= r['high'])(spread_ratio(g.normal(0, 1, 4), g.normal(5, 1, 3))) for _ in range(1500))
+    assert .93 < hit/1500 < .97
+    assert spread_ratio([1, 1, 1], [1, 1, 1])['p'] == 1
+
+
+def test_whole():
+    for parts, want in ((['reproduced', 'reproduced'], 'reproduced'), (['reproduced', 'not reproduced', 'not run'], 'not reproduced'), (['reproduced', 'not run'], 'not run'),
+                        (['holds here (x)', 'inconclusive here (x)'], 'inconclusive here (x)'), (['holds here (x)', 'cannot be tested here (y)'], 'holds here (x)'), (['cannot be tested here (y)'], 'cannot be tested here (y)'), (['holds here (x)'], 'holds here (x)')):
+        assert whole(parts) == whole(parts[::-1]) == want
 
 
 def test_mcnemar():

@@ -56,34 +56,76 @@ def run(
         return
     tally = run_grid(cells, _folder(data), typer.echo, stale)
     typer.echo(', '.join(f'{n} {s}' for s, n in tally.items()))
-    table(paper=paper, preset=preset, dataset=dataset, protocol=protocol, data=data, set_=set_)
+    table(name=None, paper=paper, preset=preset, dataset=dataset, protocol=protocol, data=data, set_=set_)
     if tally.get('failed'): raise typer.Exit(1)
 
 # %% ../../nbs/companion/55_cli.ipynb #f3cf41b6
 @app.command()
 def table(
+    name:str=typer.Argument(None, help="A published table, e.g. P2-T1, or a paper, e.g. P2; default: the paper of --paper."),
     paper:str=typer.Option('gan_ssl', help='Which paper.'),
     preset:str=typer.Option('small', help='Size: smoke, small or paper.'),
-    dataset:str=typer.Option(None, help="Data set; default: the preset's."),
+    dataset:str=typer.Option(None, help="Data set; default: the preset's, or for a published table the one that is the paper's."),
     protocol:str=typer.Option(None, help='Protocols to print, separated by commas; default: all.'),
     data:str=typer.Option(None, help='Folder of official data files, to see whether records are stale.'),
     set_:list[str]=typer.Option(None, '--set', help='The runs made with this field of the Config, name=value; may be repeated.'),
 ):
-    "Print ours beside theirs, with the state of every run, and write it to results/."
+    "Print ours beside theirs, with the state of every run, and write it to results/tables as CSV, Markdown, HTML and LaTeX."
+    from skinrepro.companion.published import PAPERS, paper_key, table_names
+    from skinrepro.companion.tables import NOTE, left_out
+    presets = ('smoke', 'small', 'paper')
+    if preset not in presets: raise UserError(f"unknown preset '{preset}': known: {', '.join(presets)}")
+    wanted = _list(protocol)
+    if name and name.lower() not in {*PAPERS, *(p.lower() for p in PAPERS.values())}:
+        for t in table_names(name): path = _print_table(t, preset, dataset, data, wanted)
+        paper = _paper_of(t)
+    else: paper = paper_key(name or paper); path = _print_paper(paper, preset, dataset, data, wanted, _overrides(set_))
+    for line in left_out(paper, preset): typer.echo(line)
     import os
+    typer.echo(f'{NOTE}\nWritten to {os.path.relpath(path)}, .csv, .html and .tex')
+
+def _paper_of(table): # key of a published table's paper
+    from skinrepro.companion.published import TABLES
+    return TABLES[table]['paper']
+
+def _draw(title, text, bold): # a table in the terminal
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
-    from skinrepro.companion.tables import NOTE, one_sentence, pretty, report
-    df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data), overrides=_overrides(set_))
-    df, verdicts = (d[d.protocol.isin(_list(protocol) or list(d.protocol))] for d in (df, verdicts))
-    shown, out = pretty(df), Table(title=path.stem)
-    for c in shown.columns: out.add_column(c, overflow='fold')
-    for r in shown.astype(str).to_numpy().tolist(): out.add_row(*r)
-    console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
+    out = Table(title=title)
+    for c in text.columns: out.add_column(escape(c), overflow='fold')
+    for r, bs in zip(text.astype(str).to_numpy().tolist(), bold): out.add_row(*(f'[bold]{escape(t)}[/bold]' if b else escape(t) for t, b in zip(r, bs)))
+    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
     console.print(out)
-    for c, p, s in zip(verdicts.claim, verdicts.protocol, verdicts.sentence): console.print(f'{c}, {p}: {s}')
-    console.print(one_sentence(verdicts, paper))
-    console.print(f'{NOTE}\nWritten to {os.path.relpath(path)} and .csv', style='dim')
+    return console
+
+def _check_protocols(wanted, known):
+    from skinrepro.core import suggest
+    for p in wanted or ():
+        if p not in known: raise UserError(f"unknown protocol '{p}': {suggest(p, known)}")
+
+# %% ../../nbs/companion/55_cli.ipynb #17397658
+def _print_table(name, preset, dataset, data, wanted): # one published table
+    from skinrepro.companion.published import TABLES
+    from skinrepro.companion.tables import protocols_of, report_table
+    t = TABLES[name]
+    _check_protocols(wanted, protocols_of(t['paper']))
+    text, bold, path = report_table(name, preset, dataset, data_hash=_hash(t['paper'], preset, dataset, data) if dataset else None)
+    keep = [not s.startswith('ours') or not wanted or any(s.startswith(f'ours, {p}') for p in wanted) for s in text.source]
+    _draw(f"{name}: {t['title']}", text[keep], bold[keep])
+    return path
+
+def _print_paper(paper, preset, dataset, data, wanted, overrides): # all arms of a paper
+    from skinrepro.companion.tables import one_sentence, pretty, protocols_of, report
+    _check_protocols(wanted, protocols_of(paper))
+    df, verdicts, path = report(paper, preset, dataset, data_hash=_hash(paper, preset, dataset, data), overrides=overrides)
+    df, verdicts = (d[d.protocol.isin(wanted or list(d.protocol))] for d in (df, verdicts))
+    text = pretty(df).drop(columns=['paper', 'dataset'])
+    console = _draw(path.stem, text, [[b and c == 'ours (runs)' for c in text.columns] for b in df.best])
+    for r in verdicts.itertuples():
+        if r.n: console.print(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip(), markup=False)
+    console.print(one_sentence(verdicts, paper), markup=False)
+    return path
 
 def _folder(data): # absolute: a run works in another folder
     import os
@@ -91,9 +133,9 @@ def _folder(data): # absolute: a run works in another folder
     return str(data_dir(data)) if data or os.environ.get('SKINREPRO_DATA') else None
 
 def _hash(paper, preset, dataset, data): # today's data hash, where the data are at hand
-    from skinrepro.companion.runner import paper_module
+    from skinrepro.companion.tables import default_dataset
     from skinrepro.data.archives import open_dataset
-    name = dataset or next(iter(paper_module(paper).arms(preset).values())).dataset
+    name = dataset or default_dataset(paper, preset)
     if name != 'phantom' and not _folder(data): return None
     try: return open_dataset(name, _folder(data)).hash
     except UserError:

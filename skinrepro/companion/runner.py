@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from .records import code_hash, provenance, read_run, results_root, run_id, work_folder
+from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, work_folder
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
 # %% ../../nbs/companion/52_runner.ipynb #3f0f4636
@@ -89,9 +89,16 @@ def plan(
 def record_of(
     cell:Cell, # a run
 )->dict: # its record, or None
-    "The record of a run, under whatever protocols it was made."
-    found = sorted(cell.folder.parent.glob(f'*-{cell.id}/run.json'))
-    return dict(read_run(found[0]), folder=found[0].parent) if found else None
+    "The record of a run, under whatever protocols it was made; one that `read_run` refuses does not count."
+    for f in sorted(cell.folder.parent.glob(f'*-{cell.id}/run.json')):
+        try: return dict(read_run(f), folder=f.parent)
+        except UserError: pass
+
+def _refused(cell)->str: # why the record that lies there does not count, or ''
+    for f in sorted(cell.folder.parent.glob(f'*-{cell.id}/run.json')):
+        try: read_run(f)
+        except UserError as e: return 'its ' + str(e).replace(f"'{f}'", 'run.json').split(': remove it')[0]
+    return ''
 
 def why_stale(
     record:dict, # from `record_of`
@@ -115,7 +122,7 @@ def state(
     if (f := cell.work/'failure.json').is_file(): return 'failed', read_json(f)['error']
     for name, need in cell.needs.items():
         if (s := state(need, data_hash))[0] in ('running', 'failed'): return s[0], f'{name}: {s[1]}'
-    return 'not run', _progress(cell)
+    return 'not run', _progress(cell) or _refused(cell)
 
 # %% ../../nbs/companion/52_runner.ipynb #13e57f8b
 def _progress(cell)->str: # 'step 40 of 152' or ''
@@ -203,9 +210,10 @@ def _finish(cell, start, attempts): # run.json, last
     if record['config'] != cell.cfg.to_dict(): raise UserError(f"the sheet of {cell.paper} ran another configuration than it was given: restore its cells")
     os.replace(work/'sheet.part.ipynb', work/'sheet.ipynb')
     spec = dict(paper=cell.paper, dataset=cell.cfg.dataset, arm=cell.cfg.arm, protocols=list(cell.protocols), preset=cell.preset, seed=cell.cfg.seed, config=record.pop('config'))
-    run = dict(record, id=cell.id, spec=spec, state='done', inputs={k: n.id for k, n in cell.needs.items()}, start=start, end=_now(), attempts=attempts, **provenance(cell.paper, sheet_path(cell.paper)))
+    run = dict(record, schema=SCHEMA, id=cell.id, spec=spec, state='done', inputs={k: n.id for k, n in cell.needs.items()}, start=start, end=_now(), attempts=attempts, **provenance(cell.paper, sheet_path(cell.paper)))
     folder = old['folder'] if (old := record_of(cell)) else cell.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if not old and (folder/'run.json').is_file(): os.replace(folder/'run.json', folder/'run.json.refused') # nothing is lost
     with atomic(folder/'figures.npz', 'wb') as f: f.write((work/'figures.npz').read_bytes())
     write_json(folder/'run.json', run)
 

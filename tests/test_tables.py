@@ -197,3 +197,23 @@ def test_a_claim_that_needs_weights(grid, monkeypatch):
     claims.loc[k, 'requires'] = 'pretrained weights'
     monkeypatch.setattr(tables, 'load_claims', lambda paper=None: claims[claims.paper == paper] if paper else claims)
     assert verdicts().set_index(['claim', 'protocol']).verdict['P0-72/simclr', 'paper'] == 'cannot be tested here (no pretrained weights)'
+
+
+def test_readme_scoreboard_is_that_of_the_records(root, monkeypatch):
+    "README is drawn from the records: computed again here, it says the same."
+    from skinrepro.companion.tables import decided, markdown
+    monkeypatch.setenv('SKINREPRO_RESULTS', str(root/'results'))
+    found = all_verdicts(); board = scoreboard(found); readme = (root/'README.md').read_text()
+    assert markdown(tally(board).reset_index()) in readme and markdown(decided(board)) in readme
+    for r in found.itertuples(): assert not r.n or f'- {r.claim}, {r.protocol}: {r.sentence}' in readme
+
+
+def test_committed_tables_are_those_of_the_records(root, tmp_path, monkeypatch):
+    import shutil
+    shutil.copytree(root/'results', tmp_path/'results')
+    monkeypatch.setenv('SKINREPRO_RESULTS', str(tmp_path/'results'))
+    for made in (tmp_path/'results'/'tables').glob('*-small.md'):
+        before = made.read_text()
+        if made.stem.startswith('gan_ssl-'): report('gan_ssl', dataset=made.stem.split('-')[1])
+        else: report_table(made.stem.rsplit('-', 1)[0])
+        assert made.read_text() == before, made.name

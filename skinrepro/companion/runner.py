@@ -13,8 +13,6 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-import nbformat
-
 from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, work_folder
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
@@ -159,9 +157,9 @@ def check_sheet(
 ):
     "Refuse a sheet without exactly one `parameters` cell, and names that the cell does not set."
     import ast
-    tagged = [c for c in nbformat.read(path, 4).cells if 'parameters' in c.metadata.get('tags', [])]
+    tagged = [c for c in read_json(path)['cells'] if 'parameters' in c['metadata'].get('tags', [])] # nbformat takes seconds to import
     if len(tagged) != 1: raise UserError(f"'{Path(path).name}' has {len(tagged)} cells tagged 'parameters', and needs exactly one: restore the tag")
-    known = {n.id for a in ast.walk(ast.parse(tagged[0].source)) if isinstance(a, (ast.Assign, ast.AnnAssign)) for n in ast.walk(a) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    known = {n.id for a in ast.walk(ast.parse(''.join(tagged[0]['source']))) if isinstance(a, (ast.Assign, ast.AnnAssign)) for n in ast.walk(a) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     for name in parameters:
         if name not in known: raise UserError(f"unknown parameter '{name}' of '{Path(path).name}': {suggest(name, sorted(known))}")
 

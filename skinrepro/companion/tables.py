@@ -85,7 +85,7 @@ def state_in_words(
         old = values(r).get(metric) if s == 'stale' else None
         text = f"{s} ({why}" + ('' if old is None else f'; seed {cell.cfg.seed}: {_num(old, metric)}') + ')' if why else s
         by[text] = by.get(text, 0) + 1
-    return ', '.join(f'{n} {t}' for t, n in by.items()) or 'not run'
+    return ', '.join(f'{n} {t}' for t, n in by.items() if [*by] != ['not run']) or 'not run'
 
 # %% ../../nbs/companion/54_tables.ipynb #5b54c347
 HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'fid', 'kid') # shown wherever a run has them; other metrics where the paper prints them
@@ -146,7 +146,7 @@ def _best(df, by, metric, value)->pd.Series: # the winner of each group; nobody 
 # %% ../../nbs/companion/54_tables.ipynb #1720e96e
 def _num(m, metric='accuracy', sd=np.nan, runs=0, sign=''): # '71.84 ± 0.23 (3)'
     k = 100 if in_points(metric) else 1
-    return number(k*m, 2, k*sd) + (f' ({runs})' if runs else '') if not sign else '–' if np.isnan(m) else f'{k*m:+.2f}'
+    return number(k*m, 2, k*sd) + (f' ({runs})' if runs else '') if not sign else '–' if np.isnan(m) else f'{round(k*m, 2) + 0.:+.2f}'
 
 def pretty(
     df:pd.DataFrame, # from `rows`

@@ -347,7 +347,7 @@ def markdown(
 
 def _styled(text, bold): # pandas' Styler renders HTML and LaTeX
     css = pd.DataFrame(np.where(bold, 'font-weight: bold', ''), text.index, text.columns)
-    return text.style.hide(axis='index').apply(lambda _: css, axis=None)
+    return text.style.set_uuid('t').hide(axis='index').apply(lambda _: css, axis=None)
 
 def _html(text, bold, links, title, notes):
     text = text.map(lambda s: html.escape(str(s)))

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+import skinrepro
 from . import runner
 from .published import PAPERS, paper_key
-from ..core import UserError, home, read_json
+from ..core import UserError, read_json
 
 # %% ../../nbs/companion/56_checklist.ipynb #83f0fd19
 CHECKLIST_FIELDS = dict(
@@ -61,7 +62,7 @@ def check_checklist(
     nbs=None, # folder of notebooks; default: this checkout's
 )->list: # one sentence a fault; empty if all is well
     "What is wrong with the registry: an item without a status, called done and not cited, or put aside without a reason."
-    nbs, out = Path(nbs or home()/'nbs'), []
+    nbs, out = Path(nbs or Path(skinrepro.__file__).parents[1]/'nbs'), []
     says = {w: cited(notebook_text(f)) for w in {w for ws in df['where'] for w in ws.split()} if (f := nbs/f'{w}.ipynb').is_file()}
     for r in df.itertuples():
         def fault(bad, what):

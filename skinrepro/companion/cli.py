@@ -39,7 +39,7 @@ def run(
     paper:str=typer.Option('gan_ssl', help='Which paper.'),
     preset:str=typer.Option('smoke', help='Size: smoke, small or paper.'),
     dataset:str=typer.Option(None, help="Data set; default: the preset's."),
-    arms:str=typer.Option(None, help='Arms, separated by commas; default: all.'),
+    arms:str=typer.Option(None, help="Arms, separated by commas, or all; default: those of the paper's tables."),
     protocol:str=typer.Option(None, help='Protocols, separated by commas; default: all.'),
     seeds:str=typer.Option('0', help='Seeds, separated by commas.'),
     data:str=typer.Option(None, help='Folder of official data files; default: SKINREPRO_DATA.'),

@@ -36,13 +36,13 @@ class Cell:
     @property
     def name(self)->str: # for people
         "What a progress line says."
-        kind = ' (pretraining)' if self.cfg.stage == 'pretrain' else ''
-        return f"{self.cfg.arm}{kind}, {self.cfg.dataset}, {'+'.join(self.protocols)}, seed {self.cfg.seed}"
+        kind = paper_module(self.paper).STAGES[self.cfg.stage]
+        return f"{self.cfg.arm}{kind and f' ({kind})'}, {self.cfg.dataset}, {'+'.join(self.protocols)}, seed {self.cfg.seed}"
 
     @property
     def folder(self)->Path: # `results/<paper>/<dataset>/<arm>/<protocol>-seed<k>-<id8>`
         "Where the record will lie."
-        arm = f'{self.cfg.arm}-encoder' if self.cfg.stage == 'pretrain' else self.cfg.arm
+        arm = self.cfg.arm if self.cfg.stage == 'evaluate' else f'{self.cfg.arm}-{self.cfg.stage}'
         return results_root(self.preset)/self.paper/Path(self.cfg.dataset).name/arm/f"{'+'.join(self.protocols)}-seed{self.cfg.seed}-{self.id}"
 
     @property
@@ -66,7 +66,7 @@ def plan(
     preset:str='smoke', # size
     dataset:str=None, # default: the preset's
     protocols=('paper',), # whose rules
-    arms=None, # default: all
+    arms=None, # default: the paper's main ones; 'all' for all
     seeds=(0,), # one run each
     overrides:dict=None, # single fields of the Config
 )->list: # Cells, in the order of seeds, so that complete comparisons come first
@@ -77,7 +77,7 @@ def plan(
     for seed in seeds:
         for protocol in protocols:
             made = mod.arms(preset, protocol)
-            for arm in arms or made:
+            for arm in made if arms == 'all' or (arms and 'all' in arms) else arms or mod.MAIN:
                 if arm not in made: raise UserError(f"unknown arm '{arm}' of {paper}: {suggest(arm, made)}")
                 cfg = made[arm].but(**dict(overrides or {}, seed=seed, **(dict(dataset=dataset) if dataset else {})))
                 merged.setdefault(cfg, []).append(protocol)

@@ -68,7 +68,7 @@ def runs_of(
     "Every run of a grid with its state."
     out = {}
     if not _built(paper): return out
-    for c in runner.plan(paper, preset, dataset, [protocol], None, seeds or seeds_seen(paper, preset, dataset), overrides):
+    for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds or seeds_seen(paper, preset, dataset), overrides):
         s, why = runner.state(c, data_hash)
         out.setdefault(c.cfg.arm, []).append((c, s, why, runner.record_of(c) if s in ('done', 'stale') else None))
     return out
@@ -120,7 +120,8 @@ def rows(
     out = []
     for protocol in protocols or protocols_of(paper):
         of = runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides)
-        for arm in of or [a for a in load_published(paper).arm.unique() if a]:
+        main = runner.paper_module(paper).MAIN if of else [a for a in load_published(paper).arm.unique() if a]
+        for arm in [a for a in of if a in main or any(s != 'not run' for _, s, _, _ in of[a])] or main:
             runs = of.get(arm, []); fresh = _fresh(runs)
             for metric in _metrics(paper, theirs, fresh, arm) or (['accuracy'] if of else []):
                 got = [values(r)[metric] for r in fresh if metric in values(r)]

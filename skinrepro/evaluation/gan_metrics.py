@@ -303,7 +303,7 @@ def diversity(
     return Value('diversity', float(np.mean(d)), n, words, float(np.std(d)) if len(picks) > 1 else None)
 
 def _mean_distance(f):
-    f = torch.from_numpy(f - f.mean(0)).double(); total = 0
+    f = torch.from_numpy(f.astype(np.float64)); f, total = f - f.mean(0), 0
     for i in range(0, len(f), 1024):
         d = torch.cdist(f[i:i+1024], f)
         d[torch.arange(len(d)), torch.arange(i, i + len(d))] = 0
@@ -384,7 +384,7 @@ def memorising(
     if len(held) < need: raise UserError(f"{len(held)} held-out images cannot give a {100*quantile:g} % quantile: pass {need} or more, or a larger quantile")
     both = lambda x: [x, x[:, :, ::-1]] if flips else [x]
     spaces = dict(feature=(lambda x: features(x, ex, 'x').f, ex.label, 'feature units'),
-                  pixel=(lambda x: pixels(x, side), f'pixels, squash to at most {side} px', 'grey levels, root mean square'))
+                  pixel=(lambda x: pixels(x, side), f'pixels, squash to at most {side} px', 'grey levels (rms)'))
     out = {}
     for space, (vector, label, unit) in spaces.items():
         base = vector(train)

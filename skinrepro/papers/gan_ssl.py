@@ -69,8 +69,10 @@ class Config(core.Config):
     gan_phase_kimg:float = 600. # at one resolution, and of one fade, not given [P0-33]
     gan_batch:int = 32 # not given [P0-35]
     gan_lr:float = .002 # Adam with β 0 and 0.99 [P0-34]
+    gan_lr_table:bool = False # the usual schedule by resolution instead [P0-34]
     gan_loss:Literal['logistic', 'wgan'] = 'logistic' # not given; of both GANs [P0-35, P0-39]
-    gan_penalty:Literal['r1', 'wgan_gp', 'none'] = 'r1' # γ = 10, not given [P0-35]
+    gan_penalty:Literal['r1', 'wgan_gp', 'none'] = 'r1' # not given [P0-35]
+    gan_gamma:float = 10. # weight of the penalty: γ of R1, λ of WGAN-GP, not given [P0-35]
     gan_r1_every:int = 1 # steps from one R1 to the next; ours
     gan_ema:float = .999 # of the generator that makes the images, not given [P0-35]
     gan_mixing:float = .9 # chance of two styles in one image, StyleGAN only, not given [P0-35]
@@ -80,8 +82,8 @@ class Config(core.Config):
 # %% ../../nbs/papers/60_gan_ssl.ipynb #668b47a1
 PRESETS = dict(
     smoke=dict(dataset='phantom', n_images=200, size=32, store_size=32, epochs=2, batch=32, knn_every=6, probe_epochs=100,
-               gan_width=16, gan_kimg=2.4, gan_phase_kimg=.3, gan_batch=16, gan_seeds='one'),
-    small=dict(size=32, store_size=32, epochs=4, knn_every=19, gan_width=64, gan_kimg=40., gan_phase_kimg=4., gan_r1_every=4),
+               gan_width=16, gan_kimg=2.4, gan_phase_kimg=.3, gan_batch=16, gan_gamma=1., gan_seeds='one'),
+    small=dict(size=32, store_size=32, epochs=4, knn_every=19, gan_width=64, gan_kimg=40., gan_phase_kimg=4., gan_gamma=1., gan_r1_every=4),
     paper=dict())
 
 PROTOCOLS = dict(
@@ -97,7 +99,7 @@ ARMS = dict(
     simclr_da=dict(method='simclr', q_aug=4.), byol_da=dict(method='byol', q_aug=4.), # Table II: 20,000 generated images more
     simclr_da_matched=dict(method='simclr', q_aug=4., step_matched=True), byol_da_matched=dict(method='byol', q_aug=4., step_matched=True),
     simclr_long=dict(method='simclr', stretch=5), byol_long=dict(method='byol', stretch=5),
-    stylegan=dict(method='gan', gan='stylegan'), pggan=dict(method='gan', gan='pggan'), pggan_wgan=dict(method='gan', gan='pggan', gan_loss='wgan', gan_penalty='wgan_gp'), # Fig. 9 [P0-38, P0-39]
+    stylegan=dict(method='gan', gan='stylegan'), pggan=dict(method='gan', gan='pggan'), pggan_wgan=dict(method='gan', gan='pggan', gan_loss='wgan', gan_penalty='wgan_gp', gan_gamma=10.), # Fig. 9 [P0-38, P0-39]
     **_sweep(),
     **{f'{arm}_f{share}': dict(ARM, label_share=share/100) for share in (10, 30) for arm, ARM in dict(
         simclr=dict(method='simclr'), simclr_da=dict(method='simclr', q_aug=4.), byol=dict(method='byol'), byol_da=dict(method='byol', q_aug=4.)).items()})
@@ -111,7 +113,7 @@ def arms(
     "Every arm of the paper at one size, under one protocol."
     for what, name, known in (('preset', preset, PRESETS), ('protocol', protocol, PROTOCOLS)):
         if name not in known: raise UserError(f"unknown {what} '{name}': {suggest(name, known)}")
-    return {arm: Config().but(**PRESETS[preset], **{**PROTOCOLS[protocol], **spec, 'arm': arm}) for arm, spec in ARMS.items()}
+    return {arm: Config().but(**{**PRESETS[preset], **PROTOCOLS[protocol], **spec, 'arm': arm}) for arm, spec in ARMS.items()}
 
 # %% ../../nbs/papers/60_gan_ssl.ipynb #ac5b0d81
 STAGES = dict(evaluate='', pretrain='pretraining', gan='GAN') # a run that other runs need, in words
@@ -127,7 +129,7 @@ def gan_of(
 )->Config: # the run that makes them
     "One GAN a data set, protocol, Q_raw and seed; other Q_raw may share it [P0-11, P0-80]."
     arm = cfg.arm if cfg.method == 'gan' else cfg.gan
-    return _only(cfg, *_DATA, *_GAN, arm=arm, method='gan', stage='gan', seed=cfg.seed if cfg.gan_seeds == 'own' or cfg.method == 'gan' else 0, q_raw=1. if cfg.gan_reuse else cfg.q_raw, gan_reuse=False)
+    return _only(cfg, *_DATA, *_GAN, 'precision', arm=arm, method='gan', stage='gan', seed=cfg.seed if cfg.gan_seeds == 'own' or cfg.method == 'gan' else 0, q_raw=1. if cfg.gan_reuse else cfg.q_raw, gan_reuse=False)
 
 def encoder_of(
     cfg:Config, # a run that judges an encoder
@@ -193,7 +195,7 @@ def gan(
     growth = Growth(size=cfg.store_size, total_kimg=cfg.gan_kimg, phase_kimg=cfg.gan_phase_kimg, fade_kimg=cfg.gan_phase_kimg)
     own = dict(mixing=cfg.gan_mixing) if cfg.gan == 'stylegan' else {}
     augment = [a.strip() for a in cfg.gan_augment.split(',') if a.strip()]
-    return ProgressiveGAN(G, D, growth, cfg.gan_batch, loss=cfg.gan_loss, penalty=cfg.gan_penalty, r1_every=cfg.gan_r1_every, augment=augment, precision=cfg.precision, **own), round(1000*cfg.gan_kimg/cfg.gan_batch)
+    return ProgressiveGAN(G, D, growth, cfg.gan_batch, loss=cfg.gan_loss, penalty=cfg.gan_penalty, gamma=cfg.gan_gamma, r1_every=cfg.gan_r1_every, augment=augment, precision=cfg.precision, **own), round(1000*cfg.gan_kimg/cfg.gan_batch)
 
 # %% ../../nbs/papers/60_gan_ssl.ipynb #cc86e9b7
 def train_gan(
@@ -206,11 +208,11 @@ def train_gan(
     "Train a GAN, then make its images; resumes exactly if it was interrupted."
     from skinrepro.core import atomic, sha256_file, write_json
     from skinrepro.methods.gan import fit_gan
-    from skinrepro.methods.pggan import sample
+    from skinrepro.methods.pggan import sample, table_lr
     from skinrepro.methods.train import StepLoader, save_state
     game, steps = gan(cfg)
     loader = StepLoader(ds.images(cfg.store_size), used, cfg.gan_batch, steps, cfg.seed)
-    made = fit_gan(game, loader, out, cfg.seed, bar=bar, lr=cfg.gan_lr, ema=cfg.gan_ema, sheet_every=max(1, steps//10))
+    made = fit_gan(game, loader, out, cfg.seed, bar=bar, lr=table_lr(game.growth, cfg.gan_batch) if cfg.gan_lr_table else cfg.gan_lr, ema=cfg.gan_ema, sheet_every=max(1, steps//10))
     n = round(cfg.gan_images*cfg.n_images)
     images = sample(made['G'], n, cfg.seed, cfg.gan_psi)
     if out:

@@ -154,7 +154,7 @@ def in_points(
     metric:str, # e.g. 'f1_nv'
 )->bool: # else it has a scale of its own, e.g. fid
     "Is a metric a share, shown in per cent and its differences in points?"
-    return bool(re.search('accuracy|precision|recall|f1|tpr|fpr|share|auc', metric)) and not metric.endswith(('_welch_t', '_spearman'))
+    return bool(re.search('accuracy|precision|recall|f1|tpr|fpr|share|auc|memorised', metric)) and not metric.endswith(('_welch_t', '_spearman'))
 
 # %% ../../nbs/companion/53_claims.ipynb #f26fcca2
 def decide(

@@ -156,11 +156,11 @@ def split_of(
     "P0's 5,000 images, divided 80 to 20, and the raw images of pretraining [P0-05 to P0-08, P0-13]."
     from skinrepro.data.splits import check_pretraining, groups, holdout, scarce
     split = holdout(ds, scarce(ds, cfg.n_images, cfg.split_seed, cfg.stratify), cfg.train_share, cfg.group, cfg.split_seed)
-    order, n = scarce(ds, len(ds), cfg.split_seed, cfg.stratify), len(ds) if cfg.stage == 'gan' and cfg.gan_on == 'full' else round(cfg.q_raw*cfg.n_images)
+    order, n = scarce(ds, len(ds), cfg.split_seed, cfg.stratify), round(cfg.q_raw*cfg.n_images*(1 if cfg.transductive else cfg.train_share))
     if not cfg.transductive:
         g = groups(ds, cfg.group)
         order = order[~np.isin(g[order], g[split.rows['test']])]
-        n = min(len(order), round(n*cfg.train_share))
+    if cfg.stage == 'gan' and cfg.gan_on == 'full': n = len(order)
     if n > len(order): raise UserError(f"q_raw={cfg.q_raw:g} asks for {n} raw images, and {ds.name} has {len(order)}: choose a smaller q_raw or n_images")
     used = np.sort(order[:n])
     check_pretraining(ds, used, split, cfg.transductive)
@@ -356,7 +356,7 @@ def judge_gan(
 )->dict: # as `run`
     "FID, KID, precision and recall of generated images, their diversity, and how near they are to training images [P0-40, P0-75, P0-76, P0-78]."
     from skinrepro.evaluation.gan_metrics import extractor, features, memorising, report
-    made, x, held, (used, _) = np.load(Path(inputs['gan'])/'generated.npy', mmap_mode='r')[:1000], ds.images(cfg.store_size), unseen(cfg, ds), split_of(gan_of(cfg), ds)
+    made, x, held, (used, _) = np.array(np.load(Path(inputs['gan'])/'generated.npy', mmap_mode='r')[:1000]), ds.images(cfg.store_size), unseen(cfg, ds), split_of(gan_of(cfg), ds)
     ex = extractor(load_net(cfg.but(method='simclr'), inputs['features']), f'SimCLR {cfg.backbone} on {ds.name}', cfg.size)
     began = time.perf_counter()
     values = report(features(made, ex, 'generated'), features(x, ex, 'unseen real', held), seed=cfg.seed)
@@ -365,5 +365,5 @@ def judge_gan(
     metrics += [dict(name=f'nearest_{who}_{k}', value=float(np.median(d)), n=len(d), split=who) for k, n in near.items() for who, d in (('generated', n.distance), ('unseen', n.reference))]
     show = np.argsort(near['feature'].distance, kind='stable')[:12]
     figures = {f'{k}_{who}': np.float32(d) for k, n in near.items() for who, d in (('generated', n.distance), ('unseen', n.reference))}
-    figures.update(sheet=made[:48, ::max(1, cfg.store_size//64), ::max(1, cfg.store_size//64)], closest=np.asarray(made[show])[:, ::max(1, cfg.store_size//64), ::max(1, cfg.store_size//64)])
+    figures.update(sheet=made[:48, ::max(1, cfg.store_size//64), ::max(1, cfg.store_size//64)], closest=made[show][:, ::max(1, cfg.store_size//64), ::max(1, cfg.store_size//64)])
     return dict(metrics=metrics, figures=figures, artefacts=[], images_per_s=len(made)/(time.perf_counter() - began))

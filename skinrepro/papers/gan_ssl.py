@@ -82,8 +82,8 @@ class Config(core.Config):
 # %% ../../nbs/papers/60_gan_ssl.ipynb #668b47a1
 PRESETS = dict(
     smoke=dict(dataset='phantom', n_images=200, size=32, store_size=32, epochs=2, batch=32, knn_every=6, probe_epochs=100,
-               gan_width=16, gan_kimg=2.4, gan_phase_kimg=.3, gan_batch=16, gan_gamma=1., gan_seeds='one'),
-    small=dict(size=32, store_size=32, epochs=4, knn_every=19, gan_width=64, gan_kimg=40., gan_phase_kimg=4., gan_gamma=1., gan_r1_every=4),
+               gan_width=16, gan_kimg=2.4, gan_phase_kimg=.3, gan_batch=16, gan_gamma=1., gan_ema=.95, gan_seeds='one'),
+    small=dict(size=32, store_size=32, epochs=4, knn_every=19, gan_width=64, gan_kimg=40., gan_phase_kimg=4., gan_gamma=1., gan_r1_every=4, gan_ema=.99),
     paper=dict())
 
 PROTOCOLS = dict(
@@ -212,7 +212,7 @@ def train_gan(
     from skinrepro.methods.train import StepLoader, save_state
     game, steps = gan(cfg)
     loader = StepLoader(ds.images(cfg.store_size), used, cfg.gan_batch, steps, cfg.seed)
-    made = fit_gan(game, loader, out, cfg.seed, bar=bar, lr=table_lr(game.growth, cfg.gan_batch) if cfg.gan_lr_table else cfg.gan_lr, ema=cfg.gan_ema, sheet_every=max(1, steps//10))
+    made = fit_gan(game, loader, out, cfg.seed, bar=bar, channels_last=True, lr=table_lr(game.growth, cfg.gan_batch) if cfg.gan_lr_table else cfg.gan_lr, ema=cfg.gan_ema, sheet_every=max(1, steps//10))
     n = round(cfg.gan_images*cfg.n_images)
     images = sample(made['G'], n, cfg.seed, cfg.gan_psi)
     if out:

@@ -129,6 +129,7 @@ def test_any_encoder(name):
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     q, k = model(x, x.flip(0), torch.tensor([3, 1, 5, 0, 2, 4]))
     assert q.shape == k.shape == (6, 128) and q.requires_grad and not k.requires_grad
+    model.precision = 'bf16'; assert {v.dtype for v in model(x, x)} == {torch.float32}
     assert model.encoder.state_dict().keys() == plain.state_dict().keys() # the encoder that is handed on is a plain one
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all('forward' not in m.__dict__ and m.momentum == .1 for m in norms)

@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'IBAConfig', 'feature_kl', 'input_kl', 'layer_of', 'featur
            'rank_correlation', 'sanity']
 
 # %% ../../nbs/evaluation/44_saliency.ipynb #83a16442
-import copy, math
+import copy, math, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -377,7 +377,10 @@ def other_map(
     "A map by another method, to judge beside InputIBA's."
     if method not in METHODS: raise UserError(f"unknown method '{method}': {suggest(method, METHODS)}")
     if method == 'random': return rng(seed, 'random map').random(image.shape[1:], dtype=np.float32)
-    try: from captum.attr import IntegratedGradients, LayerGradCam
+    try:
+        with warnings.catch_warnings(): # of its progress bar
+            warnings.simplefilter('ignore')
+            from captum.attr import IntegratedGradients, LayerGradCam
     except ImportError: raise UserError(f"method '{method}' needs captum: pip install captum") from None
     x = image.to(next(model.parameters()).device)[None].clone().requires_grad_()
     with frozen(model), torch.enable_grad():
@@ -411,7 +414,7 @@ def deletion_insertion(
     share = np.linspace(0, 1, steps + 1)
     first = torch.from_numpy(rank.reshape(1, *heat.shape) < np.round(share*heat.size)[:, None, None]).to(device)[:, None]
     gone = torch.where(first, blank(image), image)
-    come = torch.where(first, image, smooth(image, heat.shape[0]/12))
+    come = torch.where(first, image, blank(image))
     p = [_outputs(model, x).softmax(1)[:, target].numpy() for x in (gone, come)]
     return dict(fraction=share, deletion=p[0], insertion=p[1], deletion_auc=float(np.trapezoid(p[0], share)), insertion_auc=float(np.trapezoid(p[1], share)))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.integrate import trapezoid
 from scipy.stats import rankdata
 from torch import nn
 
@@ -130,10 +131,10 @@ def frozen(
 @dataclass(frozen=True)
 class Prepared:
     "A model with what its features and inputs usually are."
-    model:nn.Module # any model
+    model:nn.Module = field(repr=False) # any model
     layer:str # name of the feature layer
-    mean:torch.Tensor # (C, h, w) of the features
-    sd:torch.Tensor # (C, h, w) of the features
+    mean:torch.Tensor = field(repr=False) # (C, h, w) of the features
+    sd:torch.Tensor = field(repr=False) # (C, h, w) of the features
     input_mean:torch.Tensor # (3, 1, 1) of the input
     input_sd:torch.Tensor # (3, 1, 1) of the input
     size:tuple # (H, W) of the images
@@ -416,7 +417,7 @@ def deletion_insertion(
     gone = torch.where(first, blank(image), image)
     come = torch.where(first, image, blank(image))
     p = [_outputs(model, x).softmax(1)[:, target].numpy() for x in (gone, come)]
-    return dict(fraction=share, deletion=p[0], insertion=p[1], deletion_auc=float(np.trapezoid(p[0], share)), insertion_auc=float(np.trapezoid(p[1], share)))
+    return dict(fraction=share, deletion=p[0], insertion=p[1], deletion_auc=float(trapezoid(p[0], share)), insertion_auc=float(trapezoid(p[1], share)))
 
 # %% ../../nbs/evaluation/44_saliency.ipynb #f8df83b6
 def sensitivity_n(
@@ -458,7 +459,7 @@ def effective_heat_ratio(
 )->float: # 0 to 1
     "Area under the share inside the lesion, over the share of weakest pixels that is left out [P1-55]."
     ratio = [heat_inside(np.where(heat >= np.quantile(heat, q), heat, 0), mask) for q in quantiles]
-    return float(np.trapezoid(ratio, quantiles)/(quantiles[-1] - quantiles[0]))
+    return float(trapezoid(ratio, quantiles)/(quantiles[-1] - quantiles[0]))
 
 # %% ../../nbs/evaluation/44_saliency.ipynb #d04efff2
 def judge(

@@ -94,6 +94,7 @@ def divide(
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9: raise UserError(f"shares={shares}: give three positive shares that add up to 1")
     name, of = np.unique(groups(ds, group), return_inverse=True)
     m = np.zeros((len(name), len(ds.classes))); np.add.at(m, (of, ds.y), 1)
+    m = np.c_[m, m.sum(1)] # all images, as one class more
     if len(name) < 3: raise UserError(f"{ds.name} has {len(name)} groups of {group}, and three sets need three: use more images or another group")
     want, have, set_of = np.outer(shares, np.maximum(m.sum(0), 1)), np.zeros((3, m.shape[1])), np.empty(len(name), int)
     order = core.rng(seed, 'divide', group).permutation(len(name))
@@ -189,7 +190,7 @@ class Config(core.Config):
 # %% ../../nbs/papers/61_label_fraction.ipynb #35a4ea48
 PRESETS = dict(
     smoke=dict(dataset='phantom', backbone='test_efficientnet', size=32, store_size=32, ssl_size=32, iterations=40, batch=32, lr=2e-3, watches=4, ssl_epochs=4, ssl_batch=32, ssl_lr=.12,
-               queue=128, momentum=.9, ssl_groups=4, source_images=400, source_iterations=40, embedded=120),
+               queue=96, momentum=.9, ssl_groups=4, source_images=400, source_iterations=40, embedded=120),
     small=dict(backbone='resnet18', size=32, store_size=64, ssl_size=32, iterations=800, batch=64, ssl_epochs=30, ssl_batch=128, ssl_lr=.06, queue=2048, momentum=.99,
                source_images=8000, source_iterations=1200),
     paper=dict())

@@ -101,9 +101,9 @@ def backbone(
     seed:int=0, # of the random initialisation
 ):# (N, 3, H, W) -> (N, D); D is its attribute `num_features`
     "A randomly initialised encoder [P4-10, P4-53]."
-    import torch
     from skinrepro.methods.encoders import encoder
     if name != 'resnet200x2': return encoder(name, seed)
+    import torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(core.seed_of(seed, 'init', name))
         return resnet200x2()
@@ -281,7 +281,7 @@ def mock_batch(
     import torch
     epoch, b = divmod(k, loader.per_epoch)
     i = np.sort(loader.rows[core.rng(loader.seed, 'finder', epoch).permutation(len(loader.rows))][b*loader.batch:(b + 1)*loader.batch])
-    return torch.from_numpy(np.asarray(loader.x[i])).to(device), torch.from_numpy(i)
+    return torch.from_numpy(np.array(loader.x[i])).to(device), torch.from_numpy(i)
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #6608dfe8
 def tta(
@@ -300,7 +300,7 @@ def tta(
     try:
         with torch.no_grad():
             for i in range(0, len(rows), batch):
-                b = torch.from_numpy(np.asarray(x[rows[i:i + batch]])).to(device)
+                b = torch.from_numpy(np.array(x[rows[i:i + batch]])).to(device)
                 out.append(sum(model(views(b, seed, 'tta', k, i)).softmax(1) for k in range(passes))/passes)
     finally: model.train(mode)
     return torch.cat(out).cpu().numpy()
@@ -415,7 +415,7 @@ def target_of(
     cfg:Config, # an arm with a second pretraining
 )->Config: # the run that does it
     "The second pretraining's own configuration [P4-42 to P4-45]."
-    arm = {('barlow', True): 'barlow_twice', ('barlow', False): 'barlow_twice', ('random', True): 'target_only', ('supervised', True): 'supervised_twice'}.get((cfg.start, True), cfg.arm)
+    arm = dict(barlow='barlow_twice', random='target_only', supervised='supervised_twice').get(cfg.start, cfg.arm)
     return _only(cfg, *_TARGET, arm=arm, stage='target')
 
 def inputs(
@@ -535,8 +535,7 @@ def pretrain(
     def loss_of(m, k):
         b, _ = mock_batch(loader, k, next(m.parameters()).device)
         v = views(b, cfg.seed, 'finder', k)
-        return sum(method.mock(*m(*(v.chunk(2) if cfg.passes == 2 else (v,)))))
-    method.mock = method.terms
+        return sum(method.terms(*m(*(v.chunk(2) if cfg.passes == 2 else (v,)))))
     return _train(cfg, model, loader, method, loss_of, head, lr, cfg.target_wd, 'pretraining', out, bar)
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #b393e9c0
@@ -562,7 +561,6 @@ def train_source(
     bar:bool=False, # draw a progress bar
 )->dict: # as `run`
     "Pretrain on the stand-in source domain, with or without labels [P4-11, P4-13]."
-    import torch.nn.functional as F
     from skinrepro.data.textures import textures
     from skinrepro.methods.train import StepLoader
     src = textures(cfg.source_images); x, rows = src.images(cfg.size), np.arange(len(src))
@@ -586,6 +584,7 @@ def fine_tune(
     bar:bool=False, # draw a progress bar
 )->dict: # as `run`, with the model
     "Freeze, head, unfreeze, finder, 1cycle [P4-15 to P4-20]."
+    import torch
     import torch.nn.functional as F
     from skinrepro.methods.train import StepLoader
     from skinrepro.methods.vicreg import Accumulate
@@ -597,7 +596,6 @@ def fine_tune(
     def loss_of(m, k):
         x, i = mock_batch(loader, k, next(m.parameters()).device)
         return F.cross_entropy(m(views(x, cfg.seed, 'finder', k)), y[i].to(x.device))
-    import torch
     y, (_, Classify) = torch.as_tensor(ds.y), callbacks()
     extra = [Accumulate(cfg.accumulate)] if cfg.accumulate else []
     return _train(cfg, classifier(net, len(ds.classes), cfg.seed, cfg.precision), loader, Classify(views, ds.y, cfg.seed), loss_of, head, 0 if cfg.finder == 'valley' else cfg.lr_fixed, cfg.wd, 'train', out, bar, extra)

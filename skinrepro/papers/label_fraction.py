@@ -34,8 +34,8 @@ class Crops:
         out = []
         for i in range(start, stop):
             im = Image.fromarray(sources(int(self.rows[i])))
-            x0, y0, x1, y1 = self.boxes[i] or (0, 0, 1, 1)
-            out.append(np.asarray(im.resize((size, size), Image.Resampling.BILINEAR, box=(x0*im.width, y0*im.height, x1*im.width, y1*im.height))))
+            x0, y0, x1, y1 = np.rint(np.array(self.boxes[i] or (0, 0, 1, 1))*([im.width, im.height]*2)).astype(int) # whole pixels: nothing from outside the box bleeds in
+            out.append(np.asarray(im.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))).resize((size, size), Image.Resampling.BILINEAR)))
         return np.stack(out)
 
     def __call__(self,
@@ -345,7 +345,7 @@ def supervised(
     class Supervised(Callback):
         order, run_valid = 9, False
         def before_fit(self):
-            self.learn.loss_func, self.labels = F.cross_entropy, torch.as_tensor(y).to(self.dls.device)
+            self.learn.loss_func, self.labels = F.cross_entropy, torch.from_numpy(np.array(y)).to(self.dls.device)
             self.model.encoder.requires_grad_(tuned == 'all')
         def before_batch(self):
             if tuned == 'head': self.model.encoder.eval()

@@ -185,6 +185,8 @@ def test_views():
     one, many = (Looks([crop], 32, False, b)(same, 1) for b in (True, False))
     assert all(torch.equal(one[0], v) for v in one) and not torch.equal(many[0], many[1])
     a, b = Looks([TUNE], 32, True)(x, 1), Looks([TUNE], 32, False)(x, 1)
+    pair = Looks([(TUNE[0], ('solarise', dict(threshold=.5, p=1.)))], 32, False, kornia=True)(same, 1)
+    assert 0 <= pair.min() and pair.max() <= .6 and torch.equal(pair, Looks([(TUNE[0], ('solarise', dict(threshold=.5, p=1.)))], 32, False, kornia=True)(same, 1))
     assert b.min() >= 0 and b.max() <= 1 and a.min() < 0 and torch.equal(a, Looks([TUNE], 32)(x, 1)) and not torch.equal(a, Looks([TUNE], 32)(x, 2))
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TABLE1', 'HIDDEN', 'TRACES', 'TUNE', 'RELEASED', 'SOURCE', 'PRESETS', 'PROTOCOLS', 'ARMS', 'MAIN',
            'STAGES', 'FILES', 'walk', 'released_order', 'anchors', 'draw', 'resnet200x2', 'backbone', 'together',
-           'Looks', 'one_cycle', 'find_lr', 'callbacks', 'classifier', 'mock_batch', 'tta', 'Config', 'arms',
-           'source_of', 'target_of', 'inputs', 'read_ids', 'split_of', 'weights_file', 'load_net', 'joint', 'pretrain',
-           'train_source', 'fine_tune', 'test_scores', 'evaluate', 'run']
+           'solarise_shifted', 'Looks', 'one_cycle', 'find_lr', 'callbacks', 'classifier', 'mock_batch', 'tta',
+           'Config', 'arms', 'source_of', 'target_of', 'inputs', 'read_ids', 'split_of', 'weights_file', 'load_net',
+           'joint', 'pretrain', 'train_source', 'fine_tune', 'test_scores', 'evaluate', 'run']
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #b2ab2cf2
 import math, time
@@ -132,6 +132,22 @@ def together(
         out.append(p)
     return out
 
+def solarise_shifted(
+    x, # (n, 3, h, w) in [0, 1]; changed in place
+    g, # numpy generator
+    p:float, # share of images
+    threshold:float=.1, # thresholds are drawn this far around a half
+    addition:float=.1, # brightness is shifted by up to this before
+):# (n, 3, h, w)
+    "Solarise as Kornia does by default: a drawn threshold, and a drawn shift of the brightness [P4-49]."
+    import torch
+    n = len(x)
+    on, at, add = g.random(n) < p, g.uniform(.5 - threshold, .5 + threshold, n), g.uniform(-addition, addition, n)
+    for k in np.flatnonzero(on):
+        v = (x[k] + float(add[k])).clamp_(0, 1)
+        x[k] = torch.where(v < float(at[k]), v, 1 - v)
+    return x
+
 class Looks:
     "Makes one view of a batch by each of several recipes; stateless, like `Views`."
     def __init__(self,
@@ -139,7 +155,8 @@ class Looks:
         size:int, # side of a view, pixels
         normalised:bool=True, # by ImageNet's mean and standard deviation [P4-28]
         by_batch:bool=False, # one crop and one width of blur for a batch [P4-27]
-    ): self.recipes, self.size, self.normalised, self.by_batch = [tuple(r) for r in recipes], size, normalised, by_batch
+        kornia:bool=False, # solarise with a drawn threshold and shift, last of all, instead of PIL's fixed 128 [P4-49]
+    ): self.recipes, self.size, self.normalised, self.by_batch, self.kornia = [tuple(r) for r in recipes], size, normalised, by_batch, kornia
 
     def __call__(self,
         x, # (N, H, W, 3) uint8 tensor
@@ -152,7 +169,10 @@ class Looks:
         out = torch.empty((len(self.recipes)*N, 3, self.size, self.size), device=x.device, memory_format=torch.channels_last)
         for v, r in enumerate(self.recipes):
             p = views.draw(r, N, h, w, *seed, v)
-            made = views.render(r, x, together(r, p) if self.by_batch else p, self.size)
+            last = next((kw['p'] for op, kw in r if op == 'solarise'), 0.) if self.kornia else 0.
+            if self.kornia: r, p = zip(*[(o, q) for o, q in zip(r, p) if o[0] != 'solarise'])
+            made = views.render(r, x, together(r, p) if self.by_batch else list(p), self.size)
+            if last: made = solarise_shifted(made, core.rng(*seed, v, 'solarise'), last)
             out[v*N:(v+1)*N] = views.normalise(made) if self.normalised else made
         return out
 
@@ -353,6 +373,7 @@ class Config(core.Config):
     target_head_epochs:int = 1 # with the encoder frozen [P4-42]
     target_batch:int = 128 # [P4-41]
     target_wd:float = .01 # decoupled [P4-43]
+    solarise:Literal['kornia', 'pil'] = 'kornia' # a drawn threshold and shift, as the text says, or 128 [P4-47, P4-49]
     lambd:float = 1/8192 # λ [P4-39]
     projector:int = 8192 # width of its three layers [P4-40]
     projector_bias:bool = False # the released code has biases [P4-40]; protocol
@@ -399,7 +420,7 @@ def arms(
 STAGES = dict(evaluate='', source='source pretraining', target='second pretraining') # a run that other runs need, in words
 _SOURCE = ('weights', 'source', 'dataset', 'backbone', 'backbone_large', 'large', 'size', 'precision', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr')
 _TARGET = ('weights', 'imagenet', 'source', 'start', 'target', 'dataset', 'seed', 'split', 'ids', 'head', 'cap', 'valid', 'split_seed', 'group', 'transductive', 'step_matched', 'normalise', 'batch_crop', 'train_bn', 'passes', 'recipe',
-           'backbone', 'backbone_large', 'large', 'size', 'store_size', 'precision', 'head_lr', 'finder', 'finder_its', 'lr_fixed', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr') + tuple(f for f in Config.__dataclass_fields__ if f.startswith('target_')) + ('lambd', 'projector', 'projector_bias')
+           'backbone', 'backbone_large', 'large', 'size', 'store_size', 'precision', 'head_lr', 'finder', 'finder_its', 'lr_fixed', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr') + tuple(f for f in Config.__dataclass_fields__ if f.startswith('target_')) + ('solarise', 'lambd', 'projector', 'projector_bias')
 
 def _only(cfg, *names, **more): # everything else at its default
     return Config(**{n: getattr(cfg, n) for n in names}).but(**more)
@@ -513,7 +534,7 @@ def joint(
     from skinrepro.methods.barlow_twins import BARLOW_TWINS, BarlowTwins, Joint, projector
     from skinrepro.methods.vicreg import VICReg
     model = Joint(net, projector(net.num_features, cfg.projector, cfg.projector, bias=cfg.projector_bias, seed=cfg.seed), cfg.precision)
-    views = Looks(RELEASED if cfg.recipe == 'released' else BARLOW_TWINS, cfg.size, cfg.normalise or cfg.stage == 'source', cfg.batch_crop)
+    views = Looks(RELEASED if cfg.recipe == 'released' else BARLOW_TWINS, cfg.size, cfg.normalise or cfg.stage == 'source', cfg.batch_crop, cfg.solarise == 'kornia')
     method = VICReg(views, passes=cfg.passes, seed=cfg.seed) if cfg.stage == 'source' and cfg.start == 'vicreg' else BarlowTwins(views, cfg.lambd, passes=cfg.passes, seed=cfg.seed)
     return model, method, views
 

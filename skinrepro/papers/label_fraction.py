@@ -191,8 +191,8 @@ class Config(core.Config):
 PRESETS = dict(
     smoke=dict(dataset='phantom', backbone='test_efficientnet', size=32, store_size=32, ssl_size=32, iterations=40, batch=32, lr=2e-3, watches=4, ssl_epochs=4, ssl_batch=32, ssl_lr=.12,
                queue=96, momentum=.9, ssl_groups=4, source_images=400, source_iterations=40, embedded=120),
-    small=dict(backbone='resnet18', size=32, store_size=64, ssl_size=32, iterations=800, batch=64, ssl_epochs=30, ssl_batch=128, ssl_lr=.06, queue=2048, momentum=.99,
-               source_images=8000, source_iterations=1200),
+    small=dict(backbone='resnet18', size=32, store_size=64, ssl_size=32, iterations=600, batch=64, ssl_epochs=15, ssl_batch=128, ssl_lr=.06, queue=2048, momentum=.99,
+               source_images=8000, source_iterations=800),
     paper=dict())
 
 PROTOCOLS = dict(

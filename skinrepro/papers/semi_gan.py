@@ -37,7 +37,6 @@ def log_fake(
     logits, # (N, n+1), the last unit says 'generated'
 ): # log p_fake and log(1 - p_fake), each (N,)
     "Both sides of the game as the softmax sees them [P2-14]."
-    import torch
     total = logits.logsumexp(1)
     return logits[:, -1] - total, logits[:, :-1].logsumexp(1) - total
 
@@ -84,8 +83,9 @@ def generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(core.seed_of(seed, 'generator', size, layout))
         if layout == 'kernel': first = [nn.Unflatten(1, (z_dim, 1, 1)), *up(z_dim, w[0], size//16, 1, 0)]
-        else: first = [nn.Linear(z_dim, w[0]*(size//32)**2), nn.Unflatten(1, (w[0], size//32, size//32)), nn.BatchNorm2d(w[0]), nn.ReLU(inplace=True), *up(w[0], w[0], 4, 2, 1)]
-        net = nn.Sequential(*first, *(m for a, b in zip(w, w[1:]) for m in up(a, b, 4, 2, 1)), nn.ConvTranspose2d(w[3], 3, 4, 2, 1), nn.Tanh())
+        else: # one deconvolution more, of half the last width
+            first = [nn.Linear(z_dim, w[0]*(size//32)**2), nn.Unflatten(1, (w[0], size//32, size//32)), nn.BatchNorm2d(w[0]), nn.ReLU(inplace=True)]; w.append(max(1, width//2))
+        net = nn.Sequential(*first, *(m for a, b in zip(w, w[1:]) for m in up(a, b, 4, 2, 1)), nn.ConvTranspose2d(w[-1], 3, 4, 2, 1), nn.Tanh())
         _dcgan(net)
     net.z_dim = z_dim
     return net
@@ -177,13 +177,13 @@ def augment(
 def _game(): # the class, so that this module needs no torch to be imported
     import torch
     import torch.nn.functional as F
-    from skinrepro.methods.gan import Game, to_signed, to_uint8
+    from skinrepro.methods.gan import Game, to_signed
     class SemiGAN(Game):
         "The (n+1)-way discriminator against a generator, or alone."
         def __init__(self, G, D, y, labelled, *, n, cfg, steps, source=None):
             super().__init__(G, D, precision=cfg.precision)
             self.n, self.cfg, self.steps, self.alone, self.source, self.fake = n, cfg, steps, cfg.method == 'classifier', source, None
-            self.y, self.labelled = torch.as_tensor(y), torch.as_tensor(labelled) # of the whole data set
+            self.y, self.labelled = torch.tensor(np.array(y)), torch.tensor(np.array(labelled)) # of the whole data set
         def shown(self, x): return augment(x.float(), self.cfg.augment) # real and generated alike [P2-48]
         def truth(self, batch): return (t[batch[1].cpu()].to(batch[1].device) for t in (self.y, self.labelled))
         def real(self, batch): return self.shown(to_signed(batch[0]).contiguous())
@@ -218,7 +218,7 @@ def _game(): # the class, so that this module needs no torch to be imported
             return loss, dict(g=loss)
         @torch.no_grad()
         def sheet(self, G, n=16):
-            if self.alone: import numpy as np; return np.zeros((n, 8, 8, 3), np.uint8)
+            if self.alone: return np.zeros((n, 8, 8, 3), np.uint8)
             return draw(G, n, self.cfg, self.n, 'sheet')
     return SemiGAN
 
@@ -279,6 +279,7 @@ class Config(core.Config):
     ema:float = .999 # of the generator that makes the images; ours
     gan_images:int = 2000 # judged by FID, KID and the independent classifier [P2-49]
     judge:str = 'resnet18' # arm whose network is the independent classifier and the feature extractor [P2-49]
+    judge_weights:Literal['textures', 'imagenet'] = 'imagenet' # where that one starts [P2-49]
     source_images:int = 8000 # of the stand-in source domain [P2-29]
     source_epochs:int = 12 # on it; ours
     source_lr:float = 1e-3 # on it; ours
@@ -330,7 +331,8 @@ def arms(
     "Every arm of the paper at one size, under one protocol."
     for what, name, known in (('preset', preset, PRESETS), ('protocol', protocol, PROTOCOLS)):
         if name not in known: raise UserError(f"unknown {what} '{name}': {suggest(name, known)}")
-    def start(spec): return dict(weights='imagenet' if preset != 'smoke' and weights_file(spec['net']) else 'textures') if spec.get('weights') == 'imagenet' else {}
+    def has(net): return 'imagenet' if preset != 'smoke' and weights_file(net) else 'textures' # a lesson must not depend on a machine's cache
+    def start(spec): return (dict(weights=has(spec['net'])) if spec.get('weights') == 'imagenet' else {}) | (dict(judge_weights=has('resnet18')) if spec.get('method') != 'classifier' else {})
     return {arm: Config().but(**{**PRESETS[preset], **PROTOCOLS[protocol], **spec, **start(spec), 'arm': arm}) for arm, spec in ARMS.items()}
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #497d5c76
@@ -355,15 +357,15 @@ def network_of(
 def source_of(
     cfg:Config, # a fine-tuned run
 )->Config: # the run on the stand-in source domain
-    "One source per network and size, whatever the seed, as ImageNet weights are [P2-29]."
-    return _only(cfg, *_DATA, *_SOURCE, 'size', 'net', 'batch', 'precision', arm=cfg.net, method='classifier', augment='baseline', stage='source')
+    "One source per network and size, whatever the seed and the protocol, as ImageNet weights are [P2-29]."
+    return _only(cfg, 'dataset', 'n_train', 'n_test', *_SOURCE, 'size', 'net', 'batch', 'precision', arm=cfg.net, method='classifier', augment='baseline', stage='source')
 
 def _gan_for(cfg): # the plain GAN whose images a `fake_unit` arm sees
     return network_of(_only(cfg, *_DATA, *_GAN, *_FIVE, 'seed', 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm='semi_gan'))
 
 def _judge_for(cfg): # the independent classifier
-    spec = dict(ARMS[cfg.judge]); start = 'imagenet' if cfg.dataset != 'phantom' and weights_file(spec['net']) else 'textures'
-    return network_of(_only(cfg, *_DATA, *_SOURCE, 'seed', 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm=cfg.judge).but(**dict(spec, weights=start)))
+    if cfg.judge not in DEEP: raise UserError(f"judge='{cfg.judge}' is no fine-tuned arm: {suggest(cfg.judge, DEEP)}")
+    return network_of(_only(cfg, *_DATA, *_SOURCE, 'seed', 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm=cfg.judge).but(**dict(ARMS[cfg.judge], weights=cfg.judge_weights)))
 
 def inputs(
     cfg:Config, # a run

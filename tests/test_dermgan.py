@@ -163,7 +163,7 @@ def test_an_interrupted_gan_goes_on_bit_for_bit(ds, tmp_path):
 def test_chain(chain):
     for r in ('gan', 'features', 'real', 'dermgan', 'baseline', 'augmented'):
         ms = chain[r]['metrics']
-        assert len({m['name'] for m in ms}) == len(ms) and all(np.isfinite(m['value']) and m['n'] >= 0 and m['split'] for m in ms)
+        assert len({m['name'] for m in ms}) == len(ms) and all(np.isfinite(m['value']) and m['n'] > 0 and m['split'] for m in ms)
     named = {m['name']: m for m in chain['dermgan']['metrics']}
     assert {'fid', 'kid', 'checkerboard', 'ita_spearman', 'ita_lesion_spearman', 'size_spearman', 'surround_change_bcc', 'surround_noise_bcc', 'loss_wobble'} <= set(named)
     for k in ('fid', 'kid'): assert 'n=' in named[k]['protocol'] and 'small trained on real windows' in named[k]['protocol']

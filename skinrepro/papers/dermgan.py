@@ -813,7 +813,7 @@ def judge_classifier(cfg, data, out, inputs, bar):
         what = name if name in ('accuracy', 'balanced_accuracy', 'macro_f1') else None if at is None else (lambda C, i=at: np.nan_to_num(per_class(C)['f1'][..., i])) if at < max(truth.max(), pred.max()) + 1 else None
         if what: m['low'], m['high'] = bootstrap(truth, pred, what, cfg.boot, cfg.seed)
     mix = {f'{w}_{c}': int((v == i).sum()) for w, v in (('real', y[rows[:real]]), ('added', more)) for i, c in enumerate(data.ds.classes)}
-    metrics += [dict(name=f'images_{k}', value=float(v), n=v, split='training') for k, v in mix.items()]
+    metrics += [dict(name=f'images_{k}', value=float(v), n=len(rows), split='training') for k, v in mix.items()]
     return dict(metrics=metrics, figures=dict(y=np.uint8(truth), pred=np.uint8(pred), loss=np.float32(curve['loss'])), artefacts=[], images_per_s=speed)
 
 # %% ../../nbs/papers/63_dermgan.ipynb #f6194df1

@@ -48,10 +48,12 @@ def not_finite(f): f.write_text(f.read_text().replace('0.7', 'NaN', 1))
 def no_metrics(f): write_json(f, json.loads(f.read_text()) | dict(metrics=[]))
 def twice_one_metric(f): r = json.loads(f.read_text()); r['metrics'] *= 2; write_json(f, r)
 def unfinished(f): write_json(f, json.loads(f.read_text()) | dict(state='running'))
+def unknown_paper(f): r = json.loads(f.read_text()); r['spec']['paper'] = 'other'; write_json(f, r)
+def a_folder(f): f.unlink(); f.mkdir()
 def spec_is_text(f): write_json(f, json.loads(f.read_text()) | dict(spec='x'))
 
 
-@pytest.mark.parametrize('spoil', [truncate, empty, binary, foreign, a_list, older, newer, unnumbered, other_config, not_finite, no_metrics, twice_one_metric, unfinished, spec_is_text], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('spoil', [truncate, empty, binary, foreign, a_list, older, newer, unnumbered, other_config, not_finite, no_metrics, twice_one_metric, unfinished, unknown_paper, a_folder, spec_is_text], ids=lambda f: f.__name__)
 def test_spoilt_record_is_named_and_left_out(three, spoil, tmp_path):
     assert accuracy()['runs'] == 3 and accuracy()['mean'] == pytest.approx(.6)
     cell, f = three[2]
@@ -83,6 +85,15 @@ def test_table_command_reports(three, tmp_path):
     truncate(three[1][1])
     status, out, err = call(tmp_path, tmp_path/'cache', 'table')
     assert (status, err) == (0, '') and f"Left out: {three[1][1].relative_to(tmp_path/'results')} is not whole JSON" in out and '(2)' in out
+
+
+def test_damaged_figures_are_named_beside_the_verdict(three, monkeypatch):
+    "A cut npz takes no number with it: verdicts come from run.json."
+    from skinrepro.companion.tables import verdicts
+    for c in plan(preset='small', arms=['simclr'], seeds=(0, 1, 2)): made_up(c, .7 + .01*c.cfg.seed)
+    (three[0][1].with_name('figures.npz')).write_bytes(b'PK\x03\x04 cut')
+    v = verdicts(protocols=['paper']).set_index('claim').loc['P0-72/simclr']
+    assert v.n == [3, 3] and v['diff'] is not None
 
 
 def test_refused_record_is_kept_when_the_run_is_done_again(three, monkeypatch, tmp_path):

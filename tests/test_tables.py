@@ -181,7 +181,7 @@ def test_beside_never_decides(grid):
         pred = np.where(np.arange(100) < (90 if arm == 'random' else 10), 0, 1).astype(np.uint8)
         np.savez_compressed(f.with_name('figures.npz'), y=y, pred=pred[None])
     r = verdicts().set_index(['claim', 'protocol']).loc[('P0-72/simclr', 'paper')]
-    assert r.verdict == before and 'seed 0: -80.00' in r.beside and 'McNemar p = ' in r.beside
+    assert r.verdict == before and 'seed 0, n = 100: -80.00' in r.beside and 'McNemar p = ' in r.beside
 
 
 def test_compute_spent(grid):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import skinrepro
+from .published import PAPERS
 from ..core import UserError, artefacts, atomic, digest, home, read_json, sha256_file, write_json
 
 # %% ../../nbs/companion/51_records.ipynb #9342a40f
@@ -139,6 +140,7 @@ def _fault(r)->str: # why this is no record of ours, or ''
     if 'spec' in r and r.get('schema') != SCHEMA: return f"has the layout {r.get('schema', 'of before there were numbers')}, and today's is {SCHEMA}"
     if gone := _NEED - set(r): return f"is not a record (no {', '.join(sorted(gone))})"
     if not isinstance(r['spec'], dict) or (gone := _SPEC - set(r['spec'])): return 'does not say which run it is of (spec)'
+    if r['spec']['paper'] not in PAPERS: return f"is of the unknown paper '{r['spec']['paper']}'"
     if r['state'] != 'done': return f"has the state '{r['state']}'"
     if r['id'] != digest([r['spec']['paper'], r['spec']['config']], 8): return f"has the id {r['id']}, which is not that of its configuration"
     try: names = [m['name'] for m in r['metrics'] if np.isfinite(m['value']) and m['n'] > 0 and m['split']]

@@ -9,7 +9,7 @@ __all__ = ['HEADLINE', 'LOWER', 'NOTE', 'values', 'protocols_of', 'default_datas
            'report_table']
 
 # %% ../../nbs/companion/54_tables.ipynb #d48cd06f
-import html, os, re
+import html, os, re, zipfile, zlib
 from pathlib import Path
 
 import numpy as np
@@ -247,10 +247,12 @@ def _has_weights(record)->bool: # did the run start from weights that were train
     return record['spec']['config'].get('weights') not in (None, '', 'none', 'random')
 
 # %% ../../nbs/companion/54_tables.ipynb #085dbda7
-def _answers(record): # (truth, predictions of the first head), or None
+def _answers(record): # (truth, predictions of the first head), None where there are none, or a sentence about a damaged file
     f = Path(record['folder'])/'figures.npz'
     if not f.is_file(): return None
-    with np.load(f) as z: return (z['y'], z['pred'][0] if z['pred'].ndim == 2 else z['pred']) if {'y', 'pred'} <= set(z.files) else None
+    try:
+        with np.load(f) as z: return (z['y'], z['pred'][0] if z['pred'].ndim == 2 else z['pred']) if {'y', 'pred'} <= set(z.files) else None
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile): return f"the figures.npz of run {record['id']} is damaged"
 
 def _beside(claim, used)->str: # the same images, seed by seed
     t = terms(claim['contrast'])
@@ -259,10 +261,11 @@ def _beside(claim, used)->str: # the same images, seed by seed
     said = []
     for seed in sorted(a.keys() & b.keys()):
         x, y = _answers(a[seed]), _answers(b[seed])
+        if bad := next((v for v in (x, y) if isinstance(v, str)), None): said.append(f'seed {seed}: {bad}'); continue
         if x is None or y is None or not np.array_equal(x[0], y[0]): continue
         p, m = paired_bootstrap(x[0], x[1], y[1], claim['metric'], seed=seed), mcnemar(x[0], x[1], y[1])
-        said.append(f"seed {seed}: {100*p['diff']:+.2f} ({100*p['low']:+.2f} to {100*p['high']:+.2f}), McNemar p = {m['p']:.2g}")
-    return f"Beside it, the same {p['n']} test images, points with the paired bootstrap's 95 % interval: {'; '.join(said)}." if said else ''
+        said.append(f"seed {seed}, n = {p['n']}: {100*p['diff']:+.2f} ({100*p['low']:+.2f} to {100*p['high']:+.2f}), McNemar p = {m['p']:.2g}")
+    return f"Beside it, the same test images, points with the paired bootstrap's 95 % interval: {'; '.join(said)}." if said else ''
 
 # %% ../../nbs/companion/54_tables.ipynb #0543f1e5
 def one_sentence(

@@ -152,7 +152,8 @@ def read_run(
     path, # a run.json
 )->dict: # its content
     "A record, checked: half-written, foreign or older files are a `UserError`."
-    r = read_json(path)
+    try: r = read_json(path)
+    except OSError as e: raise UserError(f"'{path}' cannot be read ({e.strerror}): remove it and run again") from None
     if why := _fault(r): raise UserError(f"'{path}' {why}: remove it and run again")
     return r
 
@@ -166,7 +167,7 @@ def scan(
     found, out, where = [], [], {}
     for p in sorted(root.glob(f'{paper}/*/*/*/run.json')):
         try: r = read_run(p)
-        except (UserError, OSError) as e: out.append(dict(file=str(p.relative_to(root)), why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
+        except UserError as e: out.append(dict(file=str(p.relative_to(root)), why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
         *_, in_paper, _, _, folder, _ = p.parts
         if in_paper != r['spec']['paper'] or not folder.endswith(r['id']): why = f"is the record of run {r['id']} of {r['spec']['paper']}, and lies in another's place"
         elif r['id'] in where: why = f"is the same run as '{where[r['id']]}', which counts"

@@ -90,12 +90,12 @@ def record_of(
     "The record of a run, under whatever protocols it was made; one that `read_run` refuses does not count."
     for f in sorted(cell.folder.parent.glob(f'*-{cell.id}/run.json')):
         try: return dict(read_run(f), folder=f.parent)
-        except (UserError, OSError): pass
+        except UserError: pass
 
 def _refused(cell)->str: # why the record that lies there does not count, or ''
     for f in sorted(cell.folder.parent.glob(f'*-{cell.id}/run.json')):
         try: read_run(f)
-        except (UserError, OSError) as e: return 'its ' + str(e).replace(f"'{f}'", 'run.json').split(': remove it')[0]
+        except UserError as e: return 'its ' + str(e).replace(f"'{f}'", 'run.json').split(': remove it')[0]
     return ''
 
 def why_stale(

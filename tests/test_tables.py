@@ -9,7 +9,7 @@ import pytest
 from lab import call
 from test_damage import made_up
 
-from skinrepro.companion.published import TABLES, load_published, printed_rows, table_names
+from skinrepro.companion.published import TABLES, printed_rows, table_names
 from skinrepro.companion.runner import plan
 from skinrepro.companion.tables import (all_verdicts, compute_spent, one_sentence, paper_cells, paper_table, pretty, report, report_table, rows, scoreboard, tally, verdicts)
 from skinrepro.core import UserError

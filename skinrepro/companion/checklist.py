@@ -17,7 +17,7 @@ import pandas as pd
 import skinrepro
 from . import runner
 from .published import PAPERS, paper_key
-from ..core import UserError, read_json
+from ..core import read_json
 
 # %% ../../nbs/companion/56_checklist.ipynb #83f0fd19
 CHECKLIST_FIELDS = dict(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .published import PAPERS, as_fraction, load_published, paper_key
+from .published import PAPERS, load_published, paper_key
 from ..core import UserError, rng, suggest
 from ..evaluation.metrics import confusion, interval, metric_fn
 

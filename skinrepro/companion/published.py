@@ -425,7 +425,7 @@ def _p4_data(x): # sets, sizes, layouts
     def total(*v): return sum(v)
     def percent(a, b): return 100*a/b
     def weighted(*v): k = len(v)//2; return sum(a*n for a, n in zip(v, v[k:]))/sum(v[k:])
-    n = [f'P4-02/{c}/test' for c in C]; A = ('supervised', 'barlow')
+    n = [f'P4-02/{c}/test' for c in C]
     for s in ('train', 'test'): yield x.follows(f'P4-02/{s}', f'P4-02/total/{s}', total, [f'P4-02/{c}/{s}' for c in C], f"The {s} column of Table 1 adds up to its total.")
     for t, i in ((4, 60), (5, 61), (6, 63)):
         odd = [c for c, w in zip([*C, 'weighted'], [*n, 'P4-02/total/test']) if x[f'P4-{i}/{c}/support'] != x[w]]

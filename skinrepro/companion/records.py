@@ -10,7 +10,6 @@ __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_h
 import ast, io, os, platform, subprocess, sys, tokenize
 from functools import lru_cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np

@@ -17,9 +17,9 @@ import pandas as pd
 
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
-from .published import PAPERS, STANDS_FOR, TABLES, as_fraction, load_published, number, paper_dataset, paper_key, printed_rows, published_for, table_names
+from .published import PAPERS, STANDS_FOR, TABLES, as_fraction, load_published, number, paper_dataset, paper_key, printed_rows, published_for
 from .records import results_root, scan
-from ..core import UserError, atomic, digest, suggest
+from ..core import UserError, atomic, digest
 from ..evaluation.metrics import METRICS, mean_sd
 
 # %% ../../nbs/companion/54_tables.ipynb #5ad63f15

@@ -197,6 +197,9 @@ def test_a_claim_that_needs_weights(grid, monkeypatch):
     claims.loc[k, 'requires'] = 'pretrained weights'
     monkeypatch.setattr(tables, 'load_claims', lambda paper=None: claims[claims.paper == paper] if paper else claims)
     assert verdicts().set_index(['claim', 'protocol']).verdict['P0-72/simclr', 'paper'] == 'cannot be tested here (no pretrained weights)'
+    def made(*names): return [dict(spec=dict(config=dict(weights=n))) for n in names]
+    assert tables._has_weights(made('imagenet', 'none')) and not tables._has_weights(made('none', 'none')) # one arm of the two starts from them
+    assert not tables._has_weights(made('imagenet', 'textures')) # a stand-in is not what the claim is about
 
 
 def test_readme_scoreboard_is_that_of_the_records(root, monkeypatch):

@@ -238,13 +238,14 @@ def verdicts(
             return _fresh(known[where].get(arm, []))
         for claim in load_claims(paper).to_dict('records'):
             used = {(a, w or dataset): fresh(a, w or dataset) for _, a, _, w in terms(claim['contrast'])}
-            lacking = 'no pretrained weights' if claim['requires'] == NEEDS_WEIGHTS and any(not _has_weights(r) for rs in used.values() for r in rs) else ''
+            lacking = 'no pretrained weights' if claim['requires'] == NEEDS_WEIGHTS and any(used.values()) and not _has_weights([r for rs in used.values() for r in rs]) else ''
             v = judge(claim, {k: [values(r) for r in rs] for k, rs in used.items()}, preset, dataset, protocol, lacking)
             out.append(dict(claim=claim['id'], item=claim['item'], dataset=dataset, preset=preset, protocol=protocol, **{k: v[k] for k in v if k != 'id'}, beside=_beside(claim, list(used.values()))))
     return pd.DataFrame(out)
 
-def _has_weights(record)->bool: # did the run start from weights that were trained elsewhere?
-    return record['spec']['config'].get('weights') not in (None, '', 'none', 'random')
+def _has_weights(records)->bool: # did some arm start from the weights that the claim is about, and none from a stand-in?
+    names = {r['spec']['config'].get('weights') for r in records}
+    return 'textures' not in names and bool(names - {None, '', 'none', 'random'})
 
 # %% ../../nbs/companion/54_tables.ipynb #085dbda7
 def _answers(record): # (truth, predictions of the first head), None where there are none, or a sentence about a damaged file

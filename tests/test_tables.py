@@ -111,6 +111,8 @@ def test_published_table_files(grid):
     assert {p.suffix for p in path.parent.glob(f'{path.stem}.*')} == {'.md', '.csv', '.html', '.tex'}
     long = pd.read_csv(path.with_suffix('.csv'))
     assert set(long.source) == {'published', 'ours, paper', 'ours, strict'} and 'run.json)' in path.read_text()
+    page = Page(); page.feed(path.with_suffix('.html').read_text())
+    assert {(path.parent/l).resolve() for l in page.links} == {f.resolve() for f in grid.values()} and '](' not in ' '.join(page.cells)
 
 
 def test_stale_is_shown_never_averaged(grid):

@@ -102,7 +102,7 @@ DIRECTIONS = ('greater', 'less', 'equal', 'steadier')
 # %% ../../nbs/companion/53_claims.ipynb #f6667e53
 def tost(
     a, # one value a run of arm a
-    b, # one value a run of arm b; None: `a` is compared with zero, or is a list of groups
+    b, # one value a run of arm b; None: `a` is a list of groups, as for `contrast`
     margin:float=EQUAL_MARGIN, # what counts as equal, in the unit of the values
     level:float=.95, # 1 - the size of each one-sided test
 )->dict: # diff, low, high, p, equal, margin, n; the interval has coverage 2*level - 1

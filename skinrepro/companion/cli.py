@@ -77,12 +77,12 @@ def table(
     if preset not in presets: raise UserError(f"unknown preset '{preset}': known: {', '.join(presets)}")
     wanted = _list(protocol)
     if name and name.lower() not in {*PAPERS, *(p.lower() for p in PAPERS.values())}:
-        for t in table_names(name): path = _print_table(t, preset, dataset, data, wanted)
-        paper = _paper_of(t)
-    else: paper = paper_key(name or paper); path = _print_paper(paper, preset, dataset, data, wanted, _overrides(set_))
+        paths = [_print_table(t, preset, dataset, data, wanted) for t in table_names(name)]
+        paper = _paper_of(table_names(name)[0])
+    else: paper = paper_key(name or paper); paths = [_print_paper(paper, preset, dataset, data, wanted, _overrides(set_))]
     for line in left_out(paper, preset): typer.echo(line)
     import os
-    typer.echo(f'{NOTE}\nWritten to {os.path.relpath(path)}, .csv, .html and .tex')
+    typer.echo(f"{NOTE}\nWritten to {' and '.join(map(os.path.relpath, paths))}, .csv, .html and .tex")
 
 def _paper_of(table): # key of a published table's paper
     from skinrepro.companion.published import TABLES

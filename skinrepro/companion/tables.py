@@ -328,7 +328,7 @@ def compute_spent(
 )->pd.DataFrame: # paper, runs, hours, machines
     "Wall time of the records, by paper and machine."
     got = [dict(paper=PAPERS[r['spec']['paper']], preset=r['spec']['preset'], machine=r['machine'].get('gpu') or f"{r['machine'].get('cpu')}, {r['machine'].get('threads')} threads", hours=r.get('seconds', 0)/3600)
-           for r in scan(root)[0] if r['spec']['paper'] in PAPERS]
+           for r in scan(root)[0]]
     if not got: return pd.DataFrame(columns=['runs', 'hours'])
     return pd.DataFrame(got).groupby(['paper', 'preset', 'machine']).hours.agg(runs='size', hours='sum')
 
@@ -354,12 +354,14 @@ def _styled(text, bold): # pandas' Styler renders HTML and LaTeX
     css = pd.DataFrame(np.where(bold, 'font-weight: bold', ''), text.index, text.columns)
     return text.style.set_uuid('t').hide(axis='index').apply(lambda _: css, axis=None)
 
+def _anchors(note): return re.sub(r'\[(\w+)\]\(([^)]+)\)', r'<a href="\2">\1</a>', note) # Markdown's links, for HTML
+
 def _html(text, bold, links, title, notes):
     text = text.map(lambda s: html.escape(str(s)))
     if links: text = text.assign(**{text.columns[-1]: [' '.join(f'<a href="{html.escape(p)}">{i}</a>' for i, p in ls) or '–' for ls in links]})
     text.columns = [html.escape(c) for c in text.columns]
     style = 'body{font:14px/1.4 sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.25em .6em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}'
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{_styled(text, bold).to_html()}' + ''.join(f'<p>{html.escape(n)}</p>' for n in notes) + '</html>\n'
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{_styled(text, bold).to_html()}' + ''.join(f'<p>{_anchors(html.escape(n))}</p>' for n in notes) + '</html>\n'
 
 def _latex(text, bold, title):
     clean = lambda s: re.sub(r'([&%$#_{}])', r'\\\1', str(s)).replace('±', r'$\pm$').replace('–', '--').replace('α', r'$\alpha$')

@@ -1,0 +1,272 @@
+"P2 as a whole: losses against their oracles, five layers in both layouts, splits and leaks, what needs what, and a tiny chain."
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from skinrepro.core import UserError
+from skinrepro.data.lesions import LesionSet, manifest
+from skinrepro.data.phantom import phantom
+from skinrepro.data.splits import groups, shared
+from skinrepro.papers import semi_gan as p2
+from skinrepro.papers.semi_gan import ARMS, DEEP, MAIN, PRESETS, PROTOCOLS, STAGES, arms, augment, class_loss, d_game, discriminator, g_game, generator, inputs, log_fake, network_of, quotas, run, source_of, split_of
+
+TINY = dict(n_train=120, n_test=60, size=32, width=4, z_dim=8, epochs=2, batch=20, source_images=48, source_epochs=1, gan_images=60)
+HAM = dict(akiec=327, bcc=514, bkl=1099, df=115, mel=1113, nv=6705, vasc=142)
+
+
+@pytest.fixture(scope='module')
+def ds(): return phantom(600)
+
+
+def tiny(arm='semi_gan', protocol='strict', **more): return arms('smoke', protocol)[arm].but(**{**TINY, **more})
+
+
+def chain(cfg, ds, where):
+    "Every run that a configuration needs, then itself; its result and folder."
+    need = {}
+    for k, c in inputs(cfg).items():
+        need[k] = str(where/k)
+        if not (where/k).is_dir(): chain(c, ds, where/k)
+    where.mkdir(parents=True, exist_ok=True)
+    return run(cfg, ds, where, need)
+
+
+def by_name(result): return {m['name']: m for m in result['metrics']}
+
+
+@pytest.fixture(scope='module')
+def judged(ds, tmp_path_factory):
+    d = tmp_path_factory.mktemp('p2')
+    return chain(tiny(), ds, d/'semi_gan'), d
+
+
+# losses
+
+def wave(f, n, a, b, c): return torch.tensor([[f(a + b*i + c*j) for j in range(8)] for i in range(n)], dtype=torch.double)
+
+
+def test_oracle_vectors_and_the_identity():
+    lr, lf, y = wave(math.sin, 3, 1, 2, 3), wave(math.cos, 2, .5, 3, 2), torch.tensor([0, 3, 6])
+    seven, real = class_loss(lr, y).item(), -log_fake(lr)[1].mean().item()
+    assert F.cross_entropy(lr, y).item() == pytest.approx(2.491270083011995, abs=1e-12) == seven + real
+    assert seven == pytest.approx(2.372049624341353, abs=1e-12) and real == pytest.approx(.119220458670643, abs=1e-12)
+    assert g_game(lf).item() == pytest.approx(-2.375181140901626, abs=1e-12)
+    assert g_game(lf, 'non_saturating').item() == pytest.approx(.105441961198102, abs=1e-12)
+    assert d_game(lr, lf).item() == pytest.approx(real + 2.375181140901626, abs=1e-12)
+
+
+def test_identity_in_gradients_too():
+    x = torch.randn(5, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_(); y = torch.tensor([0, 1, 2, 6, 6])
+    a, = torch.autograd.grad(F.cross_entropy(x, y), x); b, = torch.autograd.grad(class_loss(x, y) - log_fake(x)[1].mean(), x)
+    assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_losses_are_finite_where_the_discriminator_is_sure():
+    x = torch.tensor([[0.]*7 + [200.], [200.] + [0.]*7])
+    for v in (d_game(x, x), g_game(x), g_game(x, 'non_saturating')): assert v.isfinite()
+
+
+# networks
+
+@pytest.mark.parametrize('size', [64, 128, 224])
+@pytest.mark.parametrize('layout', ['kernel', 'linear'])
+def test_five_layers_reach_the_size(size, layout):
+    G = generator(size, 5, 2, layout).eval()
+    with torch.no_grad(): x = G(torch.randn(2, 5))
+    assert x.shape == (2, 3, size, size) and x.abs().max() <= 1
+    ups = [m for m in G if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert len(ups) == 5 and sum(isinstance(m, torch.nn.Linear) for m in G) == (layout == 'linear')
+    D = discriminator(size, 8, 2)
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in D) == 4 and sum(isinstance(m, torch.nn.Linear) for m in D) == 1
+    assert D.eval()(x).shape == (2, 8)
+
+
+def test_dcgan_ends_at_64(): # the contradiction of P2-20
+    side = 1
+    for k, s, p in ((4, 1, 0), *((4, 2, 1),)*4): side = (side - 1)*s - 2*p + k
+    assert side == 64
+
+
+def test_parameter_counts_of_both_layouts():
+    count = lambda layout: sum(p.numel() for p in generator(224, 100, 64, layout).parameters())
+    assert (round(count('kernel')/1e6, 2), round(count('linear')/1e6, 2)) == (12.79, 5.32)
+
+
+@pytest.mark.parametrize('make, says', [(lambda: generator(100), 'multiple of 16'), (lambda: generator(48, layout='linear'), 'multiple of 32'), (lambda: generator(64, layout='liner'), 'kernel or linear'),
+                                        (lambda: discriminator(40), 'multiple of 16'), (lambda: augment(torch.zeros(1, 3, 8, 8), 'basline'), "did you mean 'baseline'"), (lambda: arms('smal'), "did you mean 'small'")])
+def test_bad_input_says_how_to_mend_it(make, says):
+    with pytest.raises(UserError, match=says): make()
+
+
+# augmentation
+
+@pytest.mark.parametrize('recipe', ['gan', 'baseline'])
+def test_each_image_draws_its_own(recipe):
+    torch.manual_seed(0); one = torch.rand(1, 3, 24, 24)*1.8 - .9
+    y = augment(one.expand(6, -1, -1, -1), recipe)
+    assert y.shape == (6, 3, 24, 24) and y.abs().max() <= 1 + 1e-5 and len({v.sum().item() for v in y}) == 6
+
+
+def test_blur_is_one_of_scipys():
+    from scipy.ndimage import gaussian_filter
+    torch.manual_seed(1); x = torch.rand(3, 1, 64, 64, dtype=torch.float); torch.manual_seed(2); σ = (1.5*torch.rand(3, 1)).clamp_min(.1).flatten()
+    torch.manual_seed(2); y = p2.blur(x, 1.5)
+    for a, b, s in zip(y[:, 0], x[:, 0], σ): np.testing.assert_allclose(a, gaussian_filter(b.numpy(), s.item(), mode='mirror', radius=5), atol=2e-5)
+
+
+# data
+
+@pytest.fixture(scope='module')
+def ham_like(): # the class counts of the official files, lesions of one to three images
+    label = np.repeat(list(HAM), list(HAM.values())); r = np.random.default_rng(0)
+    lesion = [f'{c}{k}' for c, n in HAM.items() for k in np.sort(r.integers(0, int(.75*n), n))]
+    return LesionSet('ham-like', manifest(dict(image_id=[f'i{k}' for k in range(len(label))], label=label, lesion_id=lesion), source='t'), tuple(HAM))
+
+
+def test_the_papers_numbers_on_the_papers_counts(ham_like):
+    cfg = arms('paper', 'paper')['semi_gan']
+    used, split = split_of(cfg, ham_like)
+    test = np.bincount(ham_like.y[split.rows['test']])
+    assert split.counts == dict(train=8000, test=2000) and dict(zip(HAM, test))['nv'] == 1339 and dict(zip(HAM, test))['df'] == 23
+    assert len(ham_like) - 10000 == 15 and len(shared(ham_like, used, split.rows['test'])) > 500
+    strict = split_of(arms('paper', 'strict')['semi_gan'], ham_like)[1]
+    assert strict.counts == dict(train=8000, test=2000) and np.array_equal(np.bincount(ham_like.y[strict.rows['test']]), test)
+    assert not len(shared(ham_like, strict.rows['train'], strict.rows['test']))
+    for s in (split, strict): np.testing.assert_allclose(np.bincount(ham_like.y[s.rows['train']])/8000, np.array(list(HAM.values()))/10015, atol=1.5e-3)
+
+
+def test_quotas_are_whole_and_close():
+    for n in (1, 7, 100, 2000): q = quotas(list(HAM.values()), n); assert q.sum() == n and (abs(q - n*np.array(list(HAM.values()))/10015) < 1).all()
+
+
+def test_validation_comes_from_training_and_leaks_nothing(ds):
+    a, b = split_of(tiny(), ds)[1], split_of(tiny(validation=.1), ds)[1]
+    assert np.array_equal(a.rows['test'], b.rows['test']) and set(b.rows['train']) | set(b.rows['valid']) == set(a.rows['train'])
+    assert len(b.rows['valid']) and not len(shared(ds, b.rows['train'], b.rows['valid']))
+
+
+def test_too_few_images_are_said(ds):
+    with pytest.raises(UserError, match='more than the 600'): split_of(tiny(n_train=8000), ds)
+
+
+# configurations
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_every_arm_is_a_config_and_names_what_it_needs(preset, protocol):
+    made = arms(preset, protocol)
+    assert list(made) == list(ARMS) and set(MAIN) <= set(made)
+    def walk(cfg, depth=0):
+        assert depth < 5
+        for need in inputs(cfg).values(): assert need.stage in STAGES and need.stage != 'evaluate' and need.arm in made; walk(need, depth + 1)
+    for name, cfg in made.items(): assert cfg.arm == name and cfg.stage == 'evaluate'; walk(cfg)
+
+
+def test_what_does_not_matter_is_not_in_a_name():
+    a = arms('small', 'paper')
+    assert network_of(a['supervised'].but(gan_images=5, g_loss='non_saturating', z_dim=3, source_lr=1.)) == network_of(a['supervised'])
+    assert network_of(a['semi_gan'].but(gan_images=5, judge='resnet50')) == network_of(a['semi_gan']) != network_of(a['semi_gan'].but(z_dim=3))
+    assert inputs(a['semi_gan'])['judge'] == network_of(a['resnet18'])
+    assert source_of(a['resnet18']) == source_of(a['resnet18_same_aug'].but(seed=7)) and source_of(a['resnet18']) != source_of(a['resnet50'])
+
+
+def test_protocols(): 
+    paper, strict = (arms('paper', p)['semi_gan'] for p in PROTOCOLS)
+    assert (paper.g_loss, paper.group, strict.g_loss, strict.group) == ('saturating', 'image', 'non_saturating', 'lesion')
+
+
+def test_weights_are_named_and_never_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert {arms('small')[a].weights for a in DEEP} == {'textures'} and arms('small')['resnet50_scratch'].weights == 'none'
+    f = tmp_path/'hub'/'checkpoints'/p2.FILES['resnet18']; f.parent.mkdir(parents=True); f.write_bytes(b'no weights')
+    cfg = arms('small')['resnet18']; assert cfg.weights == 'imagenet' and 'source' not in inputs(network_of(cfg))
+    assert arms('smoke')['resnet18'].weights == 'textures' # a lesson does not depend on a machine
+    with pytest.raises(UserError, match='absent or damaged'): p2.network(network_of(cfg), 7)
+
+
+def test_imagenet_file_fits(monkeypatch, tmp_path): # a stand-in file under a name that holds its hash
+    import hashlib, torchvision
+    torch.manual_seed(0); old = {k.replace('norm1', 'norm.1').replace('conv2', 'conv.2') if 'denselayer' in k else k: v for k, v in torchvision.models.densenet121(weights=None).state_dict().items()}
+    torch.save(old, tmp_path/'w.pth'); name = f"densenet121-{hashlib.sha256((tmp_path/'w.pth').read_bytes()).hexdigest()[:8]}.pth"
+    folder = tmp_path/'hub'/'checkpoints'; folder.mkdir(parents=True); (tmp_path/'w.pth').rename(folder/name)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path)); monkeypatch.setitem(p2.FILES, 'densenet121', name)
+    net = p2.network(network_of(arms('small')['densenet121']), 7)
+    assert torch.equal(net[1].state_dict()['features.denseblock1.denselayer1.conv2.weight'], old['features.denseblock1.denselayer1.conv.2.weight'])
+
+
+# the game
+
+def game_of(cfg, ds, known=None):
+    G = p2._generator(cfg, 8) if cfg.method == 'gan' else torch.nn.Linear(1, 1)
+    return p2._game()(G, p2.network(cfg, 8), ds.y, np.ones(len(ds), bool) if known is None else known, n=8, cfg=cfg, steps=10)
+
+
+def batch_of(ds, n=16): return torch.tensor(ds.render(32, 0, n)), torch.arange(n)
+
+
+def test_d_loss_is_the_sum_of_its_parts(ds):
+    torch.manual_seed(0); game = game_of(tiny(weight=3.), ds); loss, logs = game.d_loss(batch_of(ds), 0)
+    assert loss.item() == pytest.approx(3*logs['label'].item() + logs['d'].item(), rel=1e-6)
+    g, _ = game.g_loss(batch_of(ds), 0); assert g.isfinite() and game.fake is None
+
+
+def test_unlabelled_images_enter_the_game_only(ds):
+    logs = []
+    for known in (np.ones(len(ds), bool), np.zeros(len(ds), bool)):
+        torch.manual_seed(0); logs.append(game_of(tiny(), ds, known).d_loss(batch_of(ds), 0)[1])
+    assert logs[0]['d'].item() == logs[1]['d'].item() and logs[1]['label'].item() == 0 < logs[0]['label'].item()
+
+
+def test_pseudo_labels_wait_and_need_confidence(ds):
+    game = game_of(tiny('pseudo_label', pseudo_threshold=0.), ds); b = batch_of(ds)
+    assert 'pseudo' not in game.d_loss(b, 2)[1] and game.d_loss(b, 3)[1]['pseudo'].item() == 1
+    game = game_of(tiny('pseudo_label', pseudo_threshold=1.), ds); loss, logs = game.d_loss(b, 9)
+    assert logs['pseudo'].item() == 0 and loss.item() == pytest.approx(logs['label'].item() + logs['d'].item(), rel=1e-6)
+
+
+def test_a_conditional_generator_is_told_the_class(ds):
+    cfg = tiny('conditional'); G = p2._generator(cfg, 8).eval()
+    assert G.z_dim == cfg.z_dim + 8 and len(p2.draw(G, 20, cfg, 8)) == 20
+    game = game_of(cfg, ds); game.d_loss(batch_of(ds), 0); assert game.g_loss(batch_of(ds), 0)[0].isfinite()
+
+
+def test_batch_norm_is_measured_on_what_it_is_shown():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3)); x = torch.randn(40, 3, 4, 4)*2 + 5
+    p2.measure_bn(net, x.split(10))
+    assert torch.allclose(net[0].running_mean, x.mean((0, 2, 3)), atol=1e-4) and net[0].momentum == .1
+
+
+# runs
+
+def test_chain(judged, ds):
+    m = by_name(judged[0]); cfg = tiny()
+    for k in ('accuracy', 'balanced_accuracy', 'macro_f1', 'majority_share', 'macro_recall', 'macro_precision', 'seen_lesion_share', 'fid', 'kid', 'p_fake_real', 'p_fake_generated'): assert math.isfinite(m[k]['value']), k
+    assert m['accuracy']['n'] == 60 and m['seen_lesion_share']['value'] == 0 and m['macro_recall']['value'] == pytest.approx(m['balanced_accuracy']['value'])
+    assert all(m[f'{w}_nv']['low'] <= m[f'{w}_nv']['value'] <= m[f'{w}_nv']['high'] for w in ('recall', 'precision', 'f1'))
+    assert sum(v['value'] for k, v in m.items() if k.startswith('judged_')) == pytest.approx(1)
+    f = judged[0]['figures']; assert f['y'].shape == f['pred'].shape == (60,) and f['pred'].max() < len(ds.classes) and f['sheet'].shape[1:] == (32, 32, 3)
+    assert len({x['name'] for x in judged[0]['metrics']}) == len(judged[0]['metrics']) and judged[0]['data']['counts'] == dict(train=120, test=60)
+
+
+def test_same_seed_same_bits_and_resumed_too(judged, ds, tmp_path):
+    from skinrepro.methods.train import load_state
+    cfg, first = network_of(tiny()), judged[1]/'semi_gan'/'network'
+    run(cfg, ds, tmp_path, {}); a, b = load_state(first/'network.pt'), load_state(tmp_path/'network.pt')
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    run(cfg, ds, tmp_path, {}); b = load_state(tmp_path/'network.pt') # from the last checkpoint: nothing is left to do
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_fewer_labels_and_a_baseline_with_generated_images(judged, ds, tmp_path):
+    few = run(network_of(tiny('supervised_f10')), ds)
+    assert by_name(few)['labelled']['value'] < 20 and by_name(few)['steps']['value'] == 2*(120//20)
+    cfg = network_of(tiny('resnet18_fake_unit', weights='none')); assert set(inputs(cfg)) == {'gan'}
+    got = run(cfg, ds, None, dict(gan=str(judged[1]/'semi_gan'/'network'))); assert math.isfinite(by_name(got)['label_training']['value'])
+
+
+def test_missing_weights_name_the_run(ds, tmp_path):
+    for cfg, says in ((tiny('supervised'), "network of arm 'supervised'"), (network_of(tiny('resnet18')), 'source weights of'), (network_of(tiny('resnet18_fake_unit', weights='none')), 'generator for arm')):
+        with pytest.raises(UserError, match=says): run(cfg, ds, None, {})

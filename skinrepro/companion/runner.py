@@ -17,7 +17,7 @@ from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
 # %% ../../nbs/companion/52_runner.ipynb #3f0f4636
-PAPERS = ('gan_ssl',) # papers that can be run, in the order of their notebooks
+PAPERS = ('gan_ssl', 'label_fraction', 'semi_gan', 'dermgan', 'double_pretraining') # papers that can be run, in the order of their notebooks
 
 @dataclass(frozen=True)
 class Cell:

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'PRESETS', 'PROTOCOLS', 'DEEP', 'ARMS', 'MAIN', 'FILES', 'STAGES', 'quotas', 'log_fake', 'class_loss',
            'd_game', 'g_game', 'generator', 'discriminator', 'warp', 'blur', 'salt_pepper', 'augment', 'draw', 'Config',
            'weights_file', 'arms', 'network_of', 'source_of', 'inputs', 'split_of', 'network', 'measure_bn', 'train',
-           'load_generator', 'load_network', 'logits_of', 'evaluate', 'judge_images', 'run']
+           'load_generator', 'load_network', 'logits_of', 'intervals', 'evaluate', 'leak', 'judge_images', 'run']
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #f452db9c
 import time
@@ -279,15 +279,15 @@ class Config(core.Config):
     ema:float = .999 # of the generator that makes the images; ours
     gan_images:int = 2000 # judged by FID, KID and the independent classifier [P2-49]
     judge:str = 'resnet18' # arm whose network is the independent classifier and the feature extractor [P2-49]
-    judge_weights:Literal['textures', 'imagenet'] = 'imagenet' # where that one starts [P2-49]
-    source_images:int = 8000 # of the stand-in source domain [P2-29]
+    judge_weights:Literal['textures', 'imagenet'] = 'textures' # where that one starts, the same on every machine [P2-49]
+    source_images:int = 8000 # of the stand-in source domain, a twentieth held out [P2-29]
     source_epochs:int = 12 # on it; ours
     source_lr:float = 1e-3 # on it; ours
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #cdc00520
 PRESETS = dict(
     smoke=dict(dataset='phantom', n_train=240, n_test=80, size=32, width=8, z_dim=16, epochs=3, batch=24, lr=5e-4, ema=.95, gan_images=80, source_images=160, source_epochs=2),
-    small=dict(size=64, width=32, epochs=12, ema=.99, source_epochs=6),
+    small=dict(size=64, width=32, epochs=8, batch=32, ema=.99, source_epochs=6),
     paper=dict())
 
 PROTOCOLS = dict(
@@ -305,11 +305,12 @@ def _deep(): # every network in its versions
     return out
 
 ARMS = dict(
-    semi_gan=dict(), supervised=dict(method='classifier'), # the method and its missing control
+    supervised=dict(method='classifier'), # the missing control
     **_deep(),
     semi_gan_same_aug=dict(augment='baseline'), supervised_same_aug=dict(method='classifier', augment='baseline'),
-    conditional=dict(conditional=True), pseudo_label=dict(pseudo=True), linear7=dict(layout='linear'),
-    **{f'{arm}_f{s}': dict(spec, label_share=s/100) for s in (10, 30) for arm, spec in dict(semi_gan={}, supervised=dict(method='classifier')).items()})
+    semi_gan_non_saturating=dict(g_loss='non_saturating'), conditional=dict(conditional=True), pseudo_label=dict(pseudo=True), linear7=dict(layout='linear'),
+    **{f'{arm}_f{s}': dict(spec, label_share=s/100) for s in (10, 30) for arm, spec in dict(semi_gan={}, supervised=dict(method='classifier')).items()},
+    semi_gan=dict()) # the paper's own, last: section 2 reads its fields
 MAIN = ('semi_gan', 'supervised', 'resnet18') # what a grid runs unless told otherwise
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #dfa0d553
@@ -317,12 +318,11 @@ FILES = dict(resnet18='resnet18-f37072fd.pth', resnet50='resnet50-0676ba61.pth',
 
 def weights_file(
     net:str, # a backbone
-)->Path: # the file in torch's cache, or None
+)->Path: # the file, or None
     "ImageNet weights that lie on this machine; never a download [P2-29]."
     import os
-    root = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'torch'
-    path = Path(root)/'hub'/'checkpoints'/FILES[net]
-    return path if path.is_file() else None
+    hub = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'torch'
+    return next((f for folder in (core.artefacts()/'weights', Path(hub)/'hub'/'checkpoints') if (f := folder/FILES[net]).is_file()), None)
 
 def arms(
     preset:str='smoke', # a key of `PRESETS`
@@ -331,8 +331,7 @@ def arms(
     "Every arm of the paper at one size, under one protocol."
     for what, name, known in (('preset', preset, PRESETS), ('protocol', protocol, PROTOCOLS)):
         if name not in known: raise UserError(f"unknown {what} '{name}': {suggest(name, known)}")
-    def has(net): return 'imagenet' if preset != 'smoke' and weights_file(net) else 'textures' # a lesson must not depend on a machine's cache
-    def start(spec): return (dict(weights=has(spec['net'])) if spec.get('weights') == 'imagenet' else {}) | (dict(judge_weights=has('resnet18')) if spec.get('method') != 'classifier' else {})
+    def start(spec): return dict(weights='imagenet' if preset == 'paper' and weights_file(spec['net']) else 'textures') if spec.get('weights') == 'imagenet' else {}
     return {arm: Config().but(**{**PRESETS[preset], **PROTOCOLS[protocol], **spec, **start(spec), 'arm': arm}) for arm, spec in ARMS.items()}
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #497d5c76
@@ -384,22 +383,28 @@ def split_of(
     "Exactly n_train and n_test images with class shares kept, by image or by group [P2-02, P2-03]."
     from skinrepro.data.splits import Split, check_disjoint, groups
     if cfg.n_train + cfg.n_test > len(ds): raise UserError(f"n_train={cfg.n_train} and n_test={cfg.n_test} are more than the {len(ds)} images of {ds.name}: choose smaller ones")
-    g, counts = groups(ds, cfg.group), np.bincount(ds.y, minlength=len(ds.classes))
-    want, order = quotas(counts, cfg.n_test), core.rng(cfg.split_seed, 'P2', cfg.group).permutation(len(ds))
-    _, first, member = np.unique(g, return_index=True, return_inverse=True)
-    label, size = ds.y[first], np.bincount(member)
-    rank = np.full(len(first), len(ds)); np.minimum.at(rank, member[order], np.arange(len(ds)))
-    chosen, left = np.zeros(len(first), bool), want.copy()
-    for k in np.argsort(rank): # groups in random order, taken whole while they fit
-        if size[k] <= left[label[k]]: chosen[k] = True; left[label[k]] -= size[k]
-    test, rest = np.flatnonzero(chosen[member]), order[~chosen[member[order]]]
-    quota = quotas(np.bincount(ds.y[rest], minlength=len(counts)), cfg.n_train)
+    g, K = groups(ds, cfg.group), len(ds.classes)
+    want, order = quotas(np.bincount(ds.y, minlength=K), cfg.n_test), core.rng(cfg.split_seed, 'P2', cfg.group).permutation(len(ds))
+    chosen = _whole_groups(g[order], ds.y[order], want)
+    test, rest = order[chosen], order[~chosen]
+    if len(test) < cfg.n_test or len(rest) < cfg.n_train: raise UserError(f"whole groups of {cfg.group} give {len(test)} test images, and {cfg.n_test} are asked for: choose another split_seed or n_test")
+    quota = quotas(np.bincount(ds.y[rest], minlength=K), cfg.n_train)
     train = np.sort(np.concatenate([rest[ds.y[rest] == c][:q] for c, q in enumerate(quota)]))
     sets = dict(train=train, test=np.sort(test))
     if cfg.validation: sets = _inner(ds, sets, g, cfg)
     split = Split(sets, dict(kind='P2', n_train=cfg.n_train, n_test=cfg.n_test, validation=cfg.validation, group=cfg.group, seed=cfg.split_seed), ds.manifest.image_id.to_numpy(), cfg.group)
     check_disjoint(split, ds, cfg.group)
     return split.rows['train'], split
+
+def _whole_groups(g, y, want): # (N,) who is in the test set; groups in the order of their first image
+    _, first, member = np.unique(g, return_index=True, return_inverse=True)
+    table = np.zeros((len(first), len(want)), int); np.add.at(table, (member, y), 1) # images of each group and class
+    take, left = np.zeros(len(first), bool), want.copy()
+    for k in np.argsort(first): # taken whole while they fit
+        if (table[k] <= left).all(): take[k] = True; left -= table[k]
+    for k in np.argsort(first) if left.sum() else (): # groups of several classes may leave a gap: the total counts more than the shares
+        if not take[k] and table[k].sum() <= left.sum(): take[k] = True; left -= table[k]
+    return take[member]
 
 def _inner(ds, sets, g, cfg): # a share of the training groups is held out [P2-04]
     names = np.unique(g[sets['train']]); names = names[core.rng(cfg.split_seed, 'P2', 'inner').permutation(len(names))]
@@ -434,7 +439,7 @@ def _start(cfg, source): # weights that a fine-tuned body starts from
         if state is None: raise UserError(f"the source weights of '{cfg.net}' are not in '{Path(source or '').name}': make them with `skinrepro run`")
         return state
     f = weights_file(cfg.net)
-    if f is None or not sha256_file(f).startswith(f.stem.split('-')[-1]): raise UserError(f"the ImageNet weights '{FILES[cfg.net]}' are absent or damaged: put the file into torch's hub cache, or set weights to textures")
+    if f is None or not sha256_file(f).startswith(f.stem.split('-')[-1]): raise UserError(f"the ImageNet weights '{FILES[cfg.net]}' are absent or damaged: put the file into artefacts/weights, or set weights=textures")
     state = {_renamed(k): v for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}
     return {k: v for k, v in state.items() if not k.startswith(('fc.', 'classifier.'))}
 
@@ -465,6 +470,7 @@ def train(
     out=None, # folder for checkpoints and weights
     inputs:dict=None, # source, gan -> folders
     bar:bool=False, # draw a progress bar
+    held=(), # positions of the source domain that were kept out
 )->dict: # as `run`
     "Train one network, against a generator or alone; resumes exactly if it was interrupted."
     import torch
@@ -498,6 +504,7 @@ def train(
     curves = {k: np.float32(v) for k, v in made['curve'].items()}
     metrics = [dict(name=f'{k}_training', value=float(np.nanmean(v[-100:])), n=batch, split='training') for k, v in curves.items() if np.isfinite(v[-100:]).any()]
     metrics += [dict(name='steps', value=steps, n=1, split='training'), dict(name='labelled', value=int(known.sum()), n=len(used), split='training')]
+    if len(held): metrics.append(dict(name='source_accuracy', value=float((logits_of(game.D.eval(), x, held)[:, :n].argmax(1) == ds.y[held]).mean()), n=len(held), split='source, held out'))
     figures = curves | (dict(sheet=game.sheet(made['G'], 48)) if cfg.method == 'gan' else {})
     return dict(metrics=metrics, figures=figures, artefacts=list(files) if out else [], images_per_s=made['images_per_s'])
 
@@ -543,11 +550,25 @@ def logits_of(
     with torch.no_grad():
         return np.concatenate([net(to_signed(torch.from_numpy(np.asarray(x[rows[i:i+128]])).to(device)).contiguous()).float().cpu().numpy() for i in range(0, len(rows), 128)])
 
-def _class_metric(C, k, what): # of one class, over resampled confusion matrices
-    from skinrepro.evaluation.metrics import per_class
-    return per_class(C)[what][..., k]
+# %% ../../nbs/papers/62_semi_gan.ipynb #3801812e
+def intervals(
+    y, # (N,) class indices
+    pred, # (N,) class indices
+    unit, # (N,) names of what is redrawn: image or lesion
+    classes, # names
+    n_boot:int=1000, # resamples
+    seed:int=0, # equal seed, equal intervals
+)->dict: # metric -> (low, high), 95 %
+    "Percentile bootstrap of every score, whole groups at a time [P2-46, P2-47]."
+    from skinrepro.evaluation.metrics import interval, metric_fn, per_class
+    K, (_, member) = len(classes), np.unique(unit, return_inverse=True)
+    table = np.zeros((member.max() + 1, K*K), np.float32); np.add.at(table, (member, np.asarray(y)*K + pred), 1)
+    times = core.rng(seed, 'P2', 'intervals').multinomial(len(table), np.full(len(table), 1/len(table)), size=n_boot)
+    C = (times.astype(np.float32) @ table).reshape(-1, K, K)
+    each = {m: interval(metric_fn(m)(C)) for m in ('accuracy', 'balanced_accuracy', 'macro_f1')}
+    return each | {f'{w}_{c}': interval(v[:, k]) for w, v in per_class(C).items() if w != 'support' for k, c in enumerate(classes) if np.isfinite(v[:, k]).any()}
 
-# %% ../../nbs/papers/62_semi_gan.ipynb #c59554e7
+# %% ../../nbs/papers/62_semi_gan.ipynb #88ff8bd6
 def evaluate(
     cfg:Config, # which arm
     ds, # LesionSet
@@ -555,26 +576,38 @@ def evaluate(
     inputs:dict, # network, judge -> folders
 )->dict: # as `run`
     "Scores of one network on the test images, with the game's own diagnostics [P2-32, P2-53]."
-    from skinrepro.data.splits import shared
-    from skinrepro.evaluation.metrics import bootstrap, scores
+    from skinrepro.data.splits import groups
+    from skinrepro.evaluation.metrics import scores
     test, x, n = split.rows['test'], ds.images(cfg.size), len(ds.classes)
     net, began = load_network(network_of(cfg), inputs.get('network'), n), time.perf_counter()
     out = logits_of(net, x, test); speed = len(test)/(time.perf_counter() - began)
-    pred, y = out[:, :n].argmax(1), ds.y[test]
-    metrics = [dict(m, split='test') for m in scores(y, pred, ds.classes)]
-    of = {c: k for k, c in enumerate(ds.classes)}
+    pred, y, unit = out[:, :n].argmax(1), ds.y[test], groups(ds, cfg.group)[test]
+    metrics, span = [dict(m, split='test') for m in scores(y, pred, ds.classes)], intervals(y, pred, unit, ds.classes, seed=cfg.seed)
     for m in metrics:
-        what, _, c = m['name'].partition('_')
-        if m['name'] in ('accuracy', 'balanced_accuracy', 'macro_f1'): m['low'], m['high'] = bootstrap(y, pred, m['name'], seed=cfg.seed)
-        elif c in of and what in ('recall', 'precision', 'f1'): m['low'], m['high'] = bootstrap(y, pred, lambda C: _class_metric(C, min(of[c], C.shape[-1] - 1), what), seed=cfg.seed)
+        if m['name'] in span: m['low'], m['high'] = span[m['name']]
+        if m['name'].startswith('recall_'): m['groups'] = len(np.unique(unit[y == ds.classes.index(m['name'][7:])]))
     per = {w: [m['value'] for m in metrics if m['name'].startswith(f'{w}_')] for w in ('recall', 'precision')}
     metrics += [dict(name=f'macro_{w}', value=float(np.mean(v)), n=len(test), split='test') for w, v in per.items()]
-    lesion = ds.manifest.lesion_id.to_numpy()[test]; leaked = np.isin(lesion, shared(ds, split.rows['train'], test))
-    metrics.append(dict(name='seen_lesion_share', value=float(leaked.mean()), n=len(test), split='test'))
-    metrics += [dict(name=f'accuracy_{k}_lesion', value=float((pred == y)[at].mean()), n=int(at.sum()), split='test') for k, at in (('seen', leaked), ('unseen', ~leaked)) if at.any()]
-    figures = dict(y=np.uint8(y), pred=np.uint8(pred), leaked=leaked)
+    leaked, more = leak(ds, split, pred); metrics += more
+    figures = dict(y=np.uint8(y), pred=np.uint8(pred), leaked=leaked, in_train=np.bincount(ds.y[split.rows['train']], minlength=n), in_all=np.bincount(ds.y, minlength=n))
     if cfg.method == 'gan': more, pics = judge_images(cfg, ds, split, net, inputs, out); metrics += more; figures |= pics
     return dict(metrics=metrics, figures=figures, artefacts=[], images_per_s=speed)
+
+# %% ../../nbs/papers/62_semi_gan.ipynb #0887e5e2
+def leak(
+    ds, # LesionSet
+    split, # 'train' and 'test'
+    pred, # (N,) class indices on the test images
+)->tuple: # (N,) whether a test image's lesion was trained on; metrics
+    "How much of the test set was seen as another image of the lesion, and what that is worth [P2-03]."
+    from skinrepro.data.splits import shared
+    from skinrepro.evaluation.metrics import scores
+    test = split.rows['test']
+    seen = np.isin(ds.manifest.lesion_id.to_numpy()[test], shared(ds, split.rows['train'], test))
+    metrics = [dict(name='seen_lesion_share', value=float(seen.mean()), n=len(test), split='test')]
+    for kind, at in (('seen', seen), ('unseen', ~seen)):
+        if at.any(): metrics += [dict(m, name=f"{m['name']}_{kind}_lesion", split='test') for m in scores(ds.y[test][at], pred[at], ds.classes) if m['name'] in ('accuracy', 'balanced_accuracy', 'majority_share')]
+    return seen, metrics
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #09a0143e
 def judge_images(
@@ -593,15 +626,17 @@ def judge_images(
     judge_cfg = _judge_for(cfg); judge = load_network(judge_cfg, inputs.get('judge'), n)
     ex = extractor(judge[1], f'{judge_cfg.net} of {cfg.judge} ({judge_cfg.weights}) on {ds.name}', cfg.size)
     metrics = [v.row() for v in report(features(made, ex, 'generated'), features(ds.images(cfg.size), ex, 'test images', test), seed=cfg.seed)]
-    seen = softmax(logits_of(judge, made)[:, :n], 1); called = seen.argmax(1)
-    share = np.bincount(called, minlength=n)/len(made)
+    seen, on_test = (softmax(logits_of(judge, v, rows)[:, :n], 1) for v, rows in ((made, None), (ds.images(cfg.size), test)))
+    called = seen.argmax(1); share, in_test = (np.bincount(p.argmax(1), minlength=n)/len(p) for p in (seen, on_test))
     metrics += [dict(name=f'judged_{c}', value=float(s), n=len(made), split='generated') for c, s in zip(ds.classes, share)]
-    metrics.append(dict(name='judge_confidence', value=float(seen.max(1).mean()), n=len(made), split='generated'))
+    metrics += [dict(name='judge_confidence', value=float(seen.max(1).mean()), n=len(made), split='generated'), dict(name='judge_confidence_real', value=float(on_test.max(1).mean()), n=len(test), split='test'),
+                dict(name='judge_accuracy', value=float((on_test.argmax(1) == ds.y[test]).mean()), n=len(test), split='test'), # how far to trust it
+                dict(name='judged_shift', value=float(abs(share - in_test).sum()/2), n=len(made), split='generated')] # share of images that would have to change class
     if cfg.conditional: metrics.append(dict(name='asked_and_seen', value=float((called == np.arange(len(made)) % n).mean()), n=len(made), split='generated'))
     for name, logits in (('real', on_real), ('generated', logits_of(net, made))):
         metrics.append(dict(name=f'p_fake_{name}', value=float(softmax(logits, 1)[:, -1].mean()), n=len(logits), split='test' if name == 'real' else 'generated'))
     step = max(1, cfg.size//64)
-    return metrics, dict(sheet=made[:48, ::step, ::step], judged=np.float32(share))
+    return metrics, dict(sheet=made[:48, ::step, ::step], judged=np.float32(share), judged_test=np.float32(in_test))
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #63a5e243
 def run(
@@ -613,11 +648,12 @@ def run(
 )->dict: # metrics, figures (arrays), artefacts (file names), data (split), images_per_s
     "One run: the source domain, one network, or its judgement."
     used, split = split_of(cfg, ds)
-    counts = dict(split.counts)
+    data = dict(split=split.hash, counts=split.counts)
     if cfg.stage == 'source':
         from skinrepro.data.textures import textures
-        source = textures(cfg.source_images)
-        result = train(cfg, source, np.arange(len(source)), out, bar=bar); counts['source'] = len(source)
+        source = textures(cfg.source_images); n = len(source) - max(1, len(source)//20)
+        result = train(cfg, source, np.arange(n), out, bar=bar, held=np.arange(n, len(source))); data['source'] = source.hash
     elif cfg.stage == 'train': result = train(cfg, ds, used, out, inputs, bar)
     else: result = evaluate(cfg, ds, split, inputs or {})
-    return dict(result, data=dict(split=split.hash, counts=counts))
+    if cfg.stage == 'train' and cfg.weights == 'imagenet': data['weights'] = dict(file=(f := weights_file(cfg.net)).name, sha256=core.sha256_file(f))
+    return dict(result, data=data)

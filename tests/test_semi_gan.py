@@ -148,6 +148,41 @@ def test_validation_comes_from_training_and_leaks_nothing(ds):
     assert len(b.rows['valid']) and not len(shared(ds, b.rows['train'], b.rows['valid']))
 
 
+def test_groups_of_several_classes_still_give_the_number(ds):
+    "Patients have lesions of several classes: nobody on both sides, and exactly the test images asked for."
+    assert any(len(set(ds.y[groups(ds, 'patient') == p])) > 1 for p in np.unique(groups(ds, 'patient')))
+    _, s = split_of(tiny(group='patient'), ds)
+    assert s.counts == dict(train=120, test=60) and not len(shared(ds, s.rows['train'], s.rows['test'], 'patient'))
+
+
+def test_whole_groups():
+    g, y = np.array(list('aabbbcd')), np.array([0, 0, 1, 1, 1, 0, 1])
+    assert p2._whole_groups(g, y, np.array([2, 1])).tolist() == [True]*2 + [False]*4 + [True] # b is too large, c comes too late
+    assert p2._whole_groups(np.array(list('aabb')), np.array([0, 1, 0, 0]), np.array([2, 0])).tolist() == [False]*2 + [True]*2
+    assert p2._whole_groups(np.array(list('aabb')), np.array([0, 1, 0, 1]), np.array([2, 0])).tolist() == [True]*2 + [False]*2 # no group fits the shares: the total counts
+
+
+def test_leak_counts_images_of_seen_lesions(ds):
+    _, s = split_of(tiny(protocol='paper'), ds); lesion = ds.manifest.lesion_id.to_numpy(); test = s.rows['test']
+    by_hand = np.array([any(lesion[t] == lesion[r] for r in s.rows['train']) for t in test]); assert 0 < by_hand.sum() < len(test)
+    right_if_seen = np.where(by_hand, ds.y[test], (ds.y[test] + 1) % 8)
+    seen, metrics = p2.leak(ds, s, right_if_seen); m = {x['name']: x for x in metrics}
+    assert np.array_equal(seen, by_hand) and m['seen_lesion_share']['value'] == pytest.approx(by_hand.mean())
+    assert (m['accuracy_seen_lesion']['value'], m['balanced_accuracy_seen_lesion']['value'], m['accuracy_unseen_lesion']['value']) == (1, 1, 0)
+    assert m['accuracy_seen_lesion']['n'] + m['accuracy_unseen_lesion']['n'] == 60
+
+
+def test_intervals_redraw_what_is_named():
+    from skinrepro.evaluation.metrics import bootstrap
+    r = np.random.default_rng(1); y = r.integers(0, 3, 90).repeat(3); pred = np.where(r.random(90).repeat(3) < .7, y, (y + 1) % 3)
+    one, lesion = (p2.intervals(y, pred, u, 'abc') for u in (np.arange(270), np.arange(270)//3))
+    assert one['balanced_accuracy'] == pytest.approx(bootstrap(y, pred, 'balanced_accuracy'), abs=.02)
+    assert set(one) == {'accuracy', 'balanced_accuracy', 'macro_f1', *(f'{w}_{c}' for w in ('recall', 'precision', 'f1') for c in 'abc')}
+    for k in ('accuracy', 'recall_a', 'f1_c'): assert np.ptp(lesion[k])/np.ptp(one[k]) == pytest.approx(3**.5, rel=.25), k
+    few = p2.intervals(np.array([0]*50 + [1]*2), np.zeros(52, int), np.arange(52), 'ab')
+    assert few['recall_1'.replace('1', 'b')] == (0, 0) and few['accuracy'][0] < 50/52
+
+
 def test_too_few_images_are_said(ds):
     with pytest.raises(UserError, match='more than the 600'): split_of(tiny(n_train=8000), ds)
 
@@ -173,6 +208,13 @@ def test_what_does_not_matter_is_not_in_a_name():
     assert source_of(a['resnet18']) == source_of(a['resnet18_same_aug'].but(seed=7)) and source_of(a['resnet18']) != source_of(a['resnet50'])
 
 
+def test_the_recipe_reads_the_papers_own_arm():
+    "The table of deviations shows the fields of the last arm: it must be the paper's."
+    from skinrepro.companion.checklist import deviations
+    d = deviations('semi_gan').set_index('id')
+    assert d.loc['P2-28', 'paper'] == 'label_share = 1.0' and d.loc['P2-16', ['paper', 'strict']].tolist() == ['g_loss = saturating', 'g_loss = non_saturating'] and 'augment = gan' in d.loc['P2-25', 'paper']
+
+
 def test_protocols(): 
     paper, strict = (arms('paper', p)['semi_gan'] for p in PROTOCOLS)
     assert (paper.g_loss, paper.group, strict.g_loss, strict.group) == ('saturating', 'image', 'non_saturating', 'lesion')
@@ -180,11 +222,19 @@ def test_protocols():
 
 def test_weights_are_named_and_never_downloaded(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    assert {arms('small')[a].weights for a in DEEP} == {'textures'} and arms('small')['resnet50_scratch'].weights == 'none'
+    assert {arms('paper')[a].weights for a in DEEP} == {'textures'} and arms('paper')['resnet50_scratch'].weights == 'none' # no file here: the stand-in, by name
+    before = {p: arms(p) for p in ('smoke', 'small')}
     f = tmp_path/'hub'/'checkpoints'/p2.FILES['resnet18']; f.parent.mkdir(parents=True); f.write_bytes(b'no weights')
-    cfg = arms('small')['resnet18']; assert cfg.weights == 'imagenet' and 'source' not in inputs(network_of(cfg))
-    assert arms('smoke')['resnet18'].weights == 'textures' # a lesson does not depend on a machine
+    cfg = arms('paper')['resnet18']; assert cfg.weights == 'imagenet' and 'source' not in inputs(network_of(cfg)) and arms('paper')['resnet50'].weights == 'textures'
+    assert before == {p: arms(p) for p in before} and before['small']['resnet18'].weights == 'textures' # records of these sizes do not depend on a machine's cache
+    assert arms('paper')['semi_gan'].judge_weights == 'textures' and inputs(arms('small')['semi_gan'])['judge'] == network_of(arms('small')['resnet18'])
     with pytest.raises(UserError, match='absent or damaged'): p2.network(network_of(cfg), 7)
+
+
+def test_weights_in_the_projects_own_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'none')); monkeypatch.setenv('SKINREPRO_HOME', str(tmp_path)); from skinrepro import core
+    f = core.artefacts()/'weights'/p2.FILES['resnet50']; f.parent.mkdir(parents=True); f.write_bytes(b'x')
+    assert p2.weights_file('resnet50') == f and p2.weights_file('resnet18') is None
 
 
 def test_imagenet_file_fits(monkeypatch, tmp_path): # a stand-in file under a name that holds its hash
@@ -193,11 +243,22 @@ def test_imagenet_file_fits(monkeypatch, tmp_path): # a stand-in file under a na
     torch.save(old, tmp_path/'w.pth'); name = f"densenet121-{hashlib.sha256((tmp_path/'w.pth').read_bytes()).hexdigest()[:8]}.pth"
     folder = tmp_path/'hub'/'checkpoints'; folder.mkdir(parents=True); (tmp_path/'w.pth').rename(folder/name)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path)); monkeypatch.setitem(p2.FILES, 'densenet121', name)
-    net = p2.network(network_of(arms('small')['densenet121']), 7)
+    net = p2.network(network_of(arms('paper')['densenet121']), 7)
     assert torch.equal(net[1].state_dict()['features.denseblock1.denselayer1.conv2.weight'], old['features.denseblock1.denselayer1.conv.2.weight'])
 
 
 # the game
+
+@pytest.mark.parametrize('recipe', ['none', 'gan', 'baseline'])
+@pytest.mark.parametrize('arm', ['semi_gan', 'conditional'])
+def test_all_that_the_discriminator_sees_lies_in_one_range(ds, arm, recipe): # P2-48
+    torch.manual_seed(0); game = game_of(tiny(arm, augment=recipe), ds); seen = []
+    with torch.no_grad(): game.G[-2].weight.mul_(200) # images that use the whole range
+    game.D.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
+    game.d_loss(batch_of(ds), 0); game.g_loss(batch_of(ds), 0)
+    assert len(seen) == 3 and all(x.shape == (16, 3, 32, 32) and x.dtype == torch.float32 for x in seen) # real, generated, generated for G
+    for x in seen: assert -1 - 1e-5 <= x.min() < -.5 and .5 < x.max() <= 1 + 1e-5
+
 
 def game_of(cfg, ds, known=None):
     G = p2._generator(cfg, 8) if cfg.method == 'gan' else torch.nn.Linear(1, 1)
@@ -246,9 +307,26 @@ def test_chain(judged, ds):
     for k in ('accuracy', 'balanced_accuracy', 'macro_f1', 'majority_share', 'macro_recall', 'macro_precision', 'seen_lesion_share', 'fid', 'kid', 'p_fake_real', 'p_fake_generated'): assert math.isfinite(m[k]['value']), k
     assert m['accuracy']['n'] == 60 and m['seen_lesion_share']['value'] == 0 and m['macro_recall']['value'] == pytest.approx(m['balanced_accuracy']['value'])
     assert all(m[f'{w}_nv']['low'] <= m[f'{w}_nv']['value'] <= m[f'{w}_nv']['high'] for w in ('recall', 'precision', 'f1'))
-    assert sum(v['value'] for k, v in m.items() if k.startswith('judged_')) == pytest.approx(1)
-    f = judged[0]['figures']; assert f['y'].shape == f['pred'].shape == (60,) and f['pred'].max() < len(ds.classes) and f['sheet'].shape[1:] == (32, 32, 3)
+    assert sum(m[f'judged_{c}']['value'] for c in ds.classes) == pytest.approx(1) and 0 <= m['judged_shift']['value'] <= 1
+    assert m['judge_accuracy']['n'] == 60 and 'resnet18' in m['fid']['protocol'] and 'n=60' in m['fid']['protocol'] and any(k.startswith('fid_floor') for k in m)
+    assert m['recall_nv']['groups'] < m['recall_nv']['n'] # under strict, lesions are redrawn
+    f = judged[0]['figures']; assert f['in_train'].sum() == 120 and f['in_all'].tolist() == np.bincount(ds.y).tolist() and f['y'].shape == f['pred'].shape == (60,) and f['pred'].max() < len(ds.classes) and f['sheet'].shape[1:] == (32, 32, 3)
     assert len({x['name'] for x in judged[0]['metrics']}) == len(judged[0]['metrics']) and judged[0]['data']['counts'] == dict(train=120, test=60)
+
+
+def test_claims_name_what_the_records_hold(judged):
+    from skinrepro.companion.claims import load_claims, terms
+    held = set(by_name(judged[0])) # of a run on the phantom, whose classes are others
+    def plain(metric): return f"{metric.partition('_')[0]}_nv" if metric.rpartition('_')[2] in HAM else metric
+    for c in load_claims('semi_gan').itertuples():
+        for _, arm, metric, _ in terms(c.contrast):
+            assert arm in ARMS, c.id
+            assert plain(metric or c.metric) in held, c.id
+
+
+def test_source_domain_is_held_out_in_part(ds, tmp_path):
+    got = by_name(run(source_of(tiny('resnet18')), ds, tmp_path))
+    assert got['source_accuracy']['n'] == 2 and got['labelled']['n'] == 46 and (tmp_path/'body.pt').is_file() # of 48
 
 
 def test_same_seed_same_bits_and_resumed_too(judged, ds, tmp_path):

@@ -95,6 +95,17 @@ def test_data_without_boxes_are_refused(ds):
     with pytest.raises(UserError, match='neither boxes nor masks'): d.annotations(bare, 32)
 
 
+def test_an_image_without_skin_to_measure_has_no_map(ds):
+    "A lesion that fills the frame leaves no skin: its type cannot be a proxy's, so it is left out."
+    from dataclasses import replace
+    skin = ds.manifest.skin_type.copy(); skin[:2] = None
+    box = ds.manifest.box.copy(); box[0] = ((0., 0., 1., 1.),)
+    boxes, types, proxy = d.annotations(replace(ds, manifest=ds.manifest.assign(skin_type=skin, box=box)), 32)
+    assert boxes[0] == () and boxes[1] and proxy[:2].all() and not proxy[2:].any() and 1 <= types[1] <= 6
+    x = np.full((10, 10, 3), 200, np.uint8); x[:, :5] = 20; left = np.zeros((10, 10), bool); left[:, :5] = True
+    assert d.skin_ita(x, left) > 40 > -40 > d.skin_ita(x, ~left) and np.isnan(d.skin_ita(x, np.ones((10, 10), bool)))
+
+
 def test_missing_types_are_proxies(ds):
     from dataclasses import replace
     half = ds.manifest.skin_type.copy(); half[:100] = None
@@ -165,7 +176,13 @@ def test_chain(chain):
         ms = chain[r]['metrics']
         assert len({m['name'] for m in ms}) == len(ms) and all(np.isfinite(m['value']) and m['n'] > 0 and m['split'] for m in ms)
     named = {m['name']: m for m in chain['dermgan']['metrics']}
-    assert {'fid', 'kid', 'checkerboard', 'ita_spearman', 'ita_lesion_spearman', 'size_spearman', 'surround_change_bcc', 'surround_noise_bcc', 'loss_wobble'} <= set(named)
+    assert {'fid', 'kid', 'checkerboard', 'ita_spearman', 'ita_lesion_spearman', 'ita_falls', 'lightness_range', 'size_spearman', 'size_found', 'size_iou', 'size_slope', 'surround_change_bcc', 'surround_noise_bcc',
+            'loss_wobble', 'fid_at_20', 'fid_at_80', 'fid_at_100', 'fid_wobble', 'condition_accuracy', 'condition_majority_share', 'condition_balanced_accuracy'} <= set(named)
+    assert {'size_found', 'size_iou', 'size_slope', 'condition_majority_share'} <= {m['name'] for m in chain['real']['metrics']}
+    for k in chain: # every condition that is shown has its majority share beside it
+        names = {m['name'] for m in chain[k]['metrics']} if k != 'where' else set()
+        assert ('condition_accuracy' in names) == ('condition_majority_share' in names) == ('condition_macro_f1' in names)
+    c = chain['dermgan']['data']['counts']; assert 0 < sum(c[f'gan_train_type_{t}'] for t in range(1, 7)) <= c['gan_train'] and c['skin_type_by_ita'] == 0
     for k in ('fid', 'kid'): assert 'n=' in named[k]['protocol'] and 'small trained on real windows' in named[k]['protocol']
     assert abs(named['fid']['sd196'] - 1.96*named['fid']['sd']) < 1e-12 and -1 <= named['ita_spearman']['value'] <= 1
     fl = next(m for m in chain['real']['metrics'] if m['name'] == 'fid'); assert fl['n'] == named['fid']['n'] and fl['value'] < named['fid']['value']
@@ -178,6 +195,52 @@ def test_classifiers_have_everything_beside_an_accuracy(chain, ds):
         m = next(m for m in chain[r]['metrics'] if m['name'] == 'accuracy'); assert m['low'] <= m['value'] <= m['high']
     assert np.array_equal(chain['baseline']['figures']['y'], chain['augmented']['figures']['y'])
     assert sum(value(chain['augmented'], f'images_added_{c}') for c in ds.classes) == 24 and value(chain['augmented'], 'images_added_nv') == 0 == value(chain['baseline'], 'images_added_mel')
+
+
+def test_sheets_come_back(chain):
+    f = chain['dermgan']['figures']
+    assert d.unpacked(f['colour_sheet']).shape == (4*32, 6*32, 3) and d.unpacked(f['size_sheet']).shape[1] == 7*32
+    x = np.linspace(0, 255, 6*32*32*3).reshape(6, 32, 32, 3).astype(np.uint8); v = d.unpacked(d.packed(x, 3))
+    assert np.abs(v[:32, 32:64].astype(int) - x[1]).mean() < 3 and np.abs(v[32:, :32].astype(int) - x[3]).mean() < 3
+
+
+def test_snapshots_lie_on_the_way(chain):
+    from skinrepro.methods.train import load_state
+    whole = [load_state(chain['where']['gan']/n) for n in (*[f'generator-{k}.pt' for k in range(1, 5)], 'generator.pt')]
+    key = next(k for k in whole[0] if k.endswith('weight')); dist = [float((w[key] - whole[-1][key]).abs().mean()) for w in whole]
+    assert dist[-1] == 0 and all(a > b for a, b in zip(dist, dist[1:])) and set(chain['gan']['artefacts']) >= {'generator.pt', 'generator-4.pt'}
+
+
+def disc(s, size=48, skin=(220, 180, 160), lesion=(90, 50, 40)):
+    r = np.hypot(*(np.indices((size, size)) - size/2 + .5)); return np.where((r < s*size/2)[..., None], lesion, skin).astype(np.uint8)
+
+
+def test_a_lesion_is_found_only_where_there_is_one():
+    grow = [(.5 - s/2,)*2 + (.5 + s/2,)*2 for s in d.SIDES]
+    good = d.size_scores([disc(s) for s in d.SIDES], grow); assert good['size_found'] == 1 and good['size_iou'] > .9 and abs(good['size_slope'] - np.pi/4) < .05
+    fixed = d.size_scores([disc(.4)]*7, grow); assert abs(fixed['size_slope']) < .01 and fixed['size_iou'] < good['size_iou'] # a lesion that ignores its box
+    for seed in range(5):
+        v = rng(seed).normal(150, 20, (48, 48, 3)).clip(0, 255).astype(np.uint8)
+        assert not any(d.segment(v, b).any() for b in grow[2:]) # noise, which Otsu always cut in two
+    assert not d.segment(disc(.5, lesion=(215, 176, 157)), grow[3]).any() # too alike
+    two = disc(.3); two[:8, :8] = (90, 50, 40); assert d.segment(two, grow[1])[:10, :10].sum() == 0 # another lesion in a corner is another one
+
+
+def test_controls_find_what_a_perfect_generator_does(ds, monkeypatch):
+    "A generator that paints its map to the letter: monotone colour, area in step with the box, untouched surroundings."
+    from types import SimpleNamespace
+    tone = np.linspace(235, 60, 6)
+    def painter(G, maps, seed=0, batch=64, paired=False):
+        out = np.empty(maps.shape, np.uint8)
+        for o, m in zip(out, maps):
+            t, masks = d.decode(m); o[:] = tone[t - 1]*np.array([1, .8, .7])
+            for mask in masks.values(): o[mask] = o[mask]*.5
+        return out
+    monkeypatch.setattr(d, 'generate', painter)
+    cfg = tiny(); data = SimpleNamespace(ds=ds, split=split_of(cfg, ds)[1], notes=d.annotations(ds, 32), x=ds.images(32))
+    colour, shown = d.colour_control(cfg, data, None); size, grown = d.size_control(cfg, data, None)
+    assert colour['ita_spearman'] == -1 and colour['ita_falls'] == 1 and colour['ita_range'] > 50 and colour['lightness_range'] > 30 and colour['ita_lesion_spearman'] < -.9
+    assert size['size_found'] == 1 and size['size_spearman'] > .999 and size['size_iou'] > .99 and abs(size['size_slope'] - 1) < .02 and size['surround_change_bcc'] == 0 == size['surround_noise_bcc']
 
 
 def test_figures_fit_beside_a_record(chain, tmp_path):
@@ -196,15 +259,216 @@ def test_whole_images_or_windows(ds, chain):
     r = run(tiny('augmented_crops'), ds, None, chain['where']); assert len(r['figures']['y']) == len(chain['baseline']['figures']['y'])
 
 
-def test_scorer_reads_what_was_put_in():
-    design = d.study_design(['a', 'b', 'c'], each=40); a = d.simulate_raters(design, 12, .7, .2, .02)
-    t = d.score_study(a, 200); assert abs(t.loc['micro', 'real'] - .7) < .05 and abs(t.loc['macro', 'synthetic'] - .2) < .05
-    assert (t.real_low <= t.real + 1e-9).all() and (t.real <= t.real_high + 1e-9).all()
-    assert len(d.study_design(list('abcdefgh'))) == 160 and d.study_design(list('abcdefgh'), questions=2).question.nunique() == 16
-    uneven = a[~((a.condition == 'a') & a.real & (a.index % 2 == 0))]; u = d.score_study(uneven, 50); assert u.loc['micro', 'real'] != u.loc['macro', 'real']
-    one = d.score_study(a[a.rater == 0], 50); assert np.isnan(one.loc['micro', 'real_sd'])
-    for bad in (a.drop(columns='rater'), a.iloc[:0], a[a.real], a.assign(chosen=np.nan)):
+def test_the_search_for_weights_sees_no_evaluation_image(ds, chain):
+    made = arms('smoke', 'paper'); search = {a: c for a, c in made.items() if a.startswith('weights_')}
+    assert len(search) == 8 and all(c.judged == 'map_pool' and c.kimg < made['dermgan'].kimg for c in search.values()) and {(c.w_l1, c.w_roi, c.w_fm) for c in search.values()} >= {(100., 50., 10.)}
+    _, s = split_of(tiny(), ds); cfg = search['weights_l1_10_roi_10_fm_1'].but(**TINY); gan = chain['where']
+    seen = []
+    class Watch(d.Crops):
+        def __init__(self, x, notes, y, rows, *a): seen.extend(rows); super().__init__(x, notes, y, rows, *a)
+    real = d.Crops; d.Crops = Watch
+    try: r = run(cfg.but(kimg=TINY['kimg']), ds, None, gan)
+    finally: d.Crops = real
+    assert seen and not set(seen) & set(s.rows['fid_eval']) and not set(seen) & set(s.rows['clf_test'])
+    assert {'fid', 'kid'} <= {m['name'] for m in r['metrics']}
+
+
+def pictures(n=20, size=16):
+    "Three conditions; real pictures are darker than synthetic ones, so that a file can be told by its pixels."
+    return {c: (np.full((n, size, size, 3), 50 + k, np.uint8), np.full((n, size, size, 3), 150 + k, np.uint8)) for k, c in enumerate(('mel', 'nv', 'bcc'))}
+
+
+def click_through(kit, rater, choose, stop=None):
+    r = d.Rating(kit, rater)
+    while not r.done:
+        for i in r.images:
+            if choose(r, i): r.click(i)
+            if stop is not None and r.clicks >= stop: return r
+        r.turn()
+    return r
+
+
+def test_a_kit_is_blind_and_shuffled(tmp_path):
+    import json
+    import pandas as pd
+    from PIL import Image
+    kit = d.make_study(tmp_path/'kit', pictures(), each=10, shown=7)
+    key, study = pd.read_csv(kit/'key.csv'), json.loads((kit/'study.json').read_text())
+    assert len(key) == 60 and key.real.sum() == 30 and key.image.is_unique and key.groupby('condition').size().eq(20).all()
+    for r in key.itertuples(): assert (np.asarray(Image.open(kit/'images'/f'{r.image}.png'))[0, 0, 0] < 100) == r.real # the key tells the truth
+    assert len({(f.stat().st_mode, Image.open(f).size, tuple(Image.open(f).info)) for f in (kit/'images').iterdir()}) == 1 # nothing but pixels differs
+    said = json.dumps(study); assert not any(w in said for w in ('real"', 'synthetic', 'true', 'mel'))
+    order = [i for p in d.Rating(kit, 'a').pages for i in p['images']]; assert sorted(order) == sorted(key.image) == sorted(study['questions'][0]['images'])
+    real = key.set_index('image').real[order].to_numpy(); assert .25 < (real[1:] == real[:-1]).mean() < .75 # no blocks
+    assert d.Rating(kit, 'a').pages == d.Rating(kit, 'a').pages != d.Rating(kit, 'b').pages and [len(p['images']) for p in d.Rating(kit, 'a').pages] == [7]*8 + [4]
+    again = d.make_study(tmp_path/'again', pictures(), each=10, shown=7); assert (again/'key.csv').read_text() == (kit/'key.csv').read_text()
+    assert (d.make_study(tmp_path/'other', pictures(), each=10, seed=1)/'key.csv').read_text() != (kit/'key.csv').read_text()
+
+
+def test_the_two_designs():
+    one, two = d.study_design(list('abcdefgh')), d.study_design(list('abcdefgh'), 'relevance')
+    assert (len(one), one.real.sum(), two.question.nunique()) == (160, 80, 16) and two.groupby('question').size().eq(30).all()
+    own = two[two.asked == two.condition]; assert own.groupby(['question', 'real']).size().eq(10).all() and not own.duplicated(['condition', 'real', 'picture']).any()
+    assert len(d.study_design(['a', 'b'], 'relevance', others=0)) == 2*2*20 and len(d.study_design(['a'], 'relevance')) == 40
+
+
+def test_every_click_is_on_the_disk_and_a_rater_goes_on(tmp_path):
+    import json
+    kit = d.make_study(tmp_path/'kit', pictures(), each=6, shown=5)
+    r = d.Rating(kit, 'anna'); assert not r.file.exists()
+    for k, i in enumerate(r.images):
+        r.click(i); on_disk = json.loads(r.file.read_text()); assert on_disk['chosen'] == sorted(r.chosen) and on_disk['clicks'] == k + 1
+    r.click(r.images[0]); assert r.images[0] not in json.loads(r.file.read_text())['chosen']
+    r.turn(); again = d.Rating(kit, 'anna'); assert (again.page, again.chosen, again.clicks, again.images) == (1, r.chosen, 7, r.images)
+    again.turn(-1); assert again.page == 0 and again.chosen == r.chosen; again.turn(-1); assert again.page == 0
+    with pytest.raises(UserError, match='another window'): r.click(r.images[1]) # out of date
+    assert r.images[1] not in r.chosen and json.loads(r.file.read_text())['clicks'] == 9
+    with pytest.raises(UserError, match='not on this page'): again.click(again.pages[3]['images'][0])
+
+
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
+    import os
+    kit = d.make_study(tmp_path/'kit', pictures(), each=6); r = d.Rating(kit, 'bo'); r.click(r.images[0]); before = r.file.read_bytes()
+    def full(*a): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', full)
+        with pytest.raises(OSError): r.click(r.images[1])
+    assert r.file.read_bytes() == before and r.chosen == {r.images[0]} and len(list(r.file.parent.iterdir())) == 1
+    r.click(r.images[1]); assert d.Rating(kit, 'bo').chosen == {r.images[0], r.images[1]}
+
+
+def test_answers_of_known_raters_are_scored_exactly(tmp_path):
+    import pandas as pd
+    kit = d.make_study(tmp_path/'kit', pictures(), each=10, shown=9); key = pd.read_csv(kit/'key.csv').set_index('image')
+    with pytest.raises(UserError, match='no finished answers'): d.read_answers(kit)
+    click_through(kit, 'expert', lambda r, i: key.real[i]); click_through(kit, 'all', lambda r, i: True); click_through(kit, 'only-mel', lambda r, i: key.condition[i] == 'mel')
+    click_through(kit, 'tired', lambda r, i: True, stop=5)
+    a = d.read_answers(kit); assert len(a) == 180 and set(a.rater) == {'expert', 'all', 'only-mel'} # who has not finished does not count
+    t = d.score_study(a, 300)
+    assert t.loc['mel', 'real'] == 1 and abs(t.loc['mel', 'synthetic'] - 2/3) < 1e-12 and abs(t.loc['nv', 'real'] - 2/3) < 1e-12 and abs(t.loc['nv', 'synthetic'] - 1/3) < 1e-12
+    assert abs(t.loc['micro', 'real'] - 7/9) < 1e-12 and abs(t.loc['macro', 'synthetic'] - 4/9) < 1e-12 and abs(t.loc['nv', 'real_sd'] - np.std([1, 1, 0], ddof=1)) < 1e-12
+    assert abs(t.loc['micro', 'real_sd'] - np.std([1, 1, 1/3], ddof=1)) < 1e-12 and t.loc['micro', 'real_n'] == 90 and (t.raters == 3).all()
+    assert len(d.read_answers(kit, partial=True)) == 180 # five clicks on the first page: not one page is finished
+
+
+def test_relevance_counts_other_conditions_apart(tmp_path):
+    import pandas as pd
+    kit = d.make_study(tmp_path/'kit', pictures(), 'relevance', each=10, shown=30); key = pd.read_csv(kit/'key.csv').set_index('image')
+    asks = {p['ask'] for p in d.Rating(kit, 'x').pages}; assert asks == {f'Which of these show {c}?' for c in ('mel', 'nv', 'bcc')}
+    click_through(kit, 'knows', lambda r, i: key.condition[i] in r.ask); click_through(kit, 'all', lambda r, i: True)
+    t = d.score_study(d.read_answers(kit), 100); assert (t.real == 1).all() and (t.synthetic == 1).all() and (t.others == .5).all()
+    blind = click_through(d.make_study(tmp_path/'two', pictures(), 'relevance'), 'real-only', lambda r, i: (kit.parent/'two'/'images'/f'{i}.png').exists() and np.asarray(_open(kit.parent/'two'/'images'/f'{i}.png'))[0, 0, 0] < 100)
+    t = d.score_study(d.read_answers(tmp_path/'two'), 50); assert blind.done and (t.real == 1).all() and (t.synthetic == 0).all()
+
+
+def _open(path):
+    from PIL import Image
+    return Image.open(path)
+
+
+def test_simulated_raters_and_intervals(tmp_path):
+    kit = d.make_study(tmp_path/'kit', pictures(), each=20, shown=120); d.simulate_raters(kit, 8, .7, .2, spread=.02)
+    a = d.read_answers(kit); t = d.score_study(a, 400); assert abs(t.loc['micro', 'real'] - .7) < .06 and abs(t.loc['macro', 'synthetic'] - .2) < .06
+    assert (t.real_low <= t.real + 1e-9).all() and (t.real <= t.real_high + 1e-9).all() and .01 < t.loc['micro', 'real_high'] - t.loc['micro', 'real_low'] < .2
+    assert d.score_study(a, 400).equals(t) and not d.score_study(a, 400, seed=1).equals(t)
+    uneven = a[~((a.condition == 'mel') & a.real & (a.index % 2 == 0))]; u = d.score_study(uneven, 50); assert u.loc['micro', 'real'] != u.loc['macro', 'real']
+    one = d.score_study(a[a.rater == a.rater[0]], 50); assert np.isnan(one.loc['micro', 'real_sd']) and one.loc['micro', 'real_low'] < one.loc['micro', 'real_high'] # answers vary even where raters cannot
+    for bad in (a.drop(columns='rater'), a.iloc[:0], a[a.real], a.assign(chosen=np.nan), a[(a.rater != a.rater[0]) | (a.condition != 'mel')]):
         with pytest.raises(UserError): d.score_study(bad)
+
+
+def test_intervals_cover():
+    "On raters drawn from a known rate, the 95 % interval holds it about that often."
+    import pandas as pd
+    held = 0
+    for k in range(60):
+        g = rng(k, 'cover'); p = np.clip(.5 + g.normal(0, .12, 10), 0, 1)
+        a = pd.DataFrame([dict(rater=r, condition=c, real=real, chosen=g.random() < p[r]) for r in range(10) for c in 'ab' for real in (True, False) for _ in range(10)])
+        t = d.score_study(a, 200, seed=k); held += t.loc['micro', 'real_low'] <= .5 <= t.loc['micro', 'real_high']
+    assert 50 <= held <= 60
+
+
+def test_a_kit_refuses_what_it_cannot_be(tmp_path):
+    kit = d.make_study(tmp_path/'kit', pictures(), each=3)
+    odd = dict(pictures(), mel=(pictures()['mel'][0], np.zeros((20, 8, 8, 3), np.uint8)))
+    for call in (lambda: d.make_study(kit, pictures()), lambda: d.make_study(tmp_path/'a', pictures(2)), lambda: d.make_study(tmp_path/'b', odd), lambda: d.make_study(tmp_path/'c', pictures(), 'beauty'),
+                 lambda: d.make_study(tmp_path/'e', pictures(), shown=0), lambda: d.Rating(tmp_path, 'anna'), lambda: d.Rating(kit, '../anna'), lambda: d.Rating(kit, '')):
+        with pytest.raises(UserError): call()
+    d.Rating(kit, 'anna').turn(); d.make_study(tmp_path/'new', pictures(), each=4)
+    (tmp_path/'new'/'answers').mkdir(); (tmp_path/'new'/'answers'/'anna.json').write_bytes((kit/'answers'/'anna.json').read_bytes())
+    with pytest.raises(UserError, match='another study'): d.Rating(tmp_path/'new', 'anna')
+    (kit/'answers'/'anna.json').write_text('{"study": ')
+    with pytest.raises(UserError, match='not whole JSON'): d.Rating(kit, 'anna')
+
+
+def test_the_form_says_what_the_state_says(tmp_path):
+    "The widget, driven without a browser: what a click does to the state and to the page."
+    pytest.importorskip('ipywidgets', reason='ipywidgets is not installed')
+    kit = d.make_study(tmp_path/'kit', pictures(), each=3, shown=8); r = d.Rating(kit, 'form'); form = d.study_form(r); head, grid, foot = form.children
+    back, onward, said = foot.children; assert len(grid.children) == 8 and back.disabled and 'Page 1 of 3' in head.value
+    grid.children[2].children[1].value = True; assert r.chosen == {r.images[2]} and d.Rating(kit, 'form').chosen == r.chosen and 'saved' in said.value
+    d.Rating(kit, 'form').turn(0); grid.children[3].children[1].value = True; assert 'another window' in said.value # somebody else wrote meanwhile
+    form = d.study_form(r := d.Rating(kit, 'form')); head, grid, foot = form.children; assert [c.children[1].value for c in grid.children] == [i in r.chosen for i in r.images]
+    for _ in range(3): foot.children[1].click()
+    assert r.done and 'Thank you' in head.value and not grid.children and foot.children[1].disabled
+
+
+def test_painter(ds):
+    p = d.Painter(d.unet(32, 4), ds.classes, 32, {1: 3, 5: 0})
+    t, masks = d.decode(p.set(skin=4, condition='bcc', box=(.25, .5, .75, 1.)).map); k = ds.classes.index('bcc')
+    assert t == 4 and list(masks) == [k] and np.array_equal(masks[k], d.inside(((.25, .5, .75, 1.),), 32)) and p.picture.shape == (32, 32, 3)
+    assert np.array_equal(p.picture, p.picture) and '0 windows' in p.set(skin=5).note and p.set(skin=4).note == ''
+    for bad in (dict(skin=0), dict(skin=2.5), dict(condition='mole'), dict(box=(.2, .2, .2, .4)), dict(box=(-.1, 0, 1, 1))):
+        before = p.map
+        with pytest.raises(UserError): p.set(**bad)
+        assert np.array_equal(p.map, before)
+
+
+def test_the_form_of_the_painter(ds):
+    pytest.importorskip('ipywidgets', reason='ipywidgets is not installed')
+    p = d.Painter(d.unet(32, 4), ds.classes, 32); form = d.paint_form(p); (across, skin), (down, condition), (left, right), (again, said) = (row.children for row in form.children)
+    seen = [right.value]
+    for act in (lambda: setattr(skin, 'value', 6), lambda: setattr(condition, 'value', 'scc'), lambda: setattr(across, 'value', (.1, .4)), lambda: setattr(down, 'value', (.9, 1.)), again.click): act(); seen.append(right.value)
+    assert len(set(seen)) == 6 and (p.skin, p.classes[p.condition], p.draw) == (6, 'scc', 1) and 'nearly absent' in said.value
+    across.value = (1., 1.); assert p.box[2] == 1 and p.box[0] < 1 # a box never vanishes
+
+
+def test_compare_against_a_library_and_itself():
+    from sklearn.metrics import f1_score
+    g = rng(3); y = g.choice(4, 500, p=(.7, .2, .06, .04)); a, b = (np.where(g.random((3, 500)) < s, y, g.integers(0, 4, (3, 500))) for s in (.4, .7))
+    tests, t = d.compare(y, a, b, 'abcd', 300)
+    assert np.allclose(t.baseline, np.mean([f1_score(y, p, average=None) for p in a], 0)) and np.allclose(t.gain, t.augmented - t.baseline) and len(tests) == 3
+    assert (t.gain_low <= t.gain).all() and (t.gain <= t.gain_high).all() and (t.gain_high - t.gain_low)['d'] > (t.gain_high - t.gain_low)['a'] # the rare class is the uncertain one
+    assert d.compare(y, a, a, 'abcd', 50)[1][['gain', 'gain_low', 'gain_high']].abs().to_numpy().max() == 0
+    with pytest.raises(UserError, match='same test images'): d.compare(y, a, b[:, :-1], 'abcd')
+
+
+@pytest.mark.data
+def test_real_masks_become_maps(data_dir):
+    "HAM10000's lesion masks: a box in which the mask lies, an exact map, a type by ITA marked as proxy."
+    from dataclasses import replace
+    from skinrepro.data.archives import open_dataset
+    from skinrepro.data.lesions import decode
+    ds = open_dataset('ham10000', str(data_dir)); some = replace(ds, manifest=ds.manifest.iloc[::50].reset_index(drop=True))
+    boxes, skin, proxy = d.annotations(some, 64); have = [i for i, b in enumerate(boxes) if b]
+    assert len(some) > 150 and len(have) > .97*len(some) and proxy.all() and set(skin[have]) <= set(range(1, 7))
+    for i in have[:60]:
+        mask = decode(some.manifest['mask'][i], 64, 'L') > 0; cover = d.inside(boxes[i], 64)
+        assert (mask & cover).sum() > .9*mask.sum() # but for specks
+        t, masks = d.decode(d.encode(int(skin[i]), boxes[i], int(some.y[i]), 64)); assert t == skin[i] and np.array_equal(masks[some.y[i]], cover)
+    x = some.images(64); light = [x[i][~d.inside(boxes[i], 64)].mean() for i in have if (~d.inside(boxes[i], 64)).any()]
+    assert np.corrcoef(light, [skin[i] for i in have if (~d.inside(boxes[i], 64)).any()])[0, 1] < -.2 # darker skin, higher type
+
+
+@pytest.mark.data
+def test_clinical_photographs_bring_boxes_and_types(data_dir):
+    from skinrepro.data.archives import read_pad_ufes_20
+    import warnings
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); ds = read_pad_ufes_20(data_dir, partial=True)
+    boxes, skin, proxy = d.annotations(ds, 32); known = ds.manifest.skin_type.notna().to_numpy()
+    assert np.array_equal(proxy, ~known) and known.sum() > 400 and np.array_equal(skin[known], ds.manifest.skin_type[known].to_numpy(int)) and sum(map(bool, boxes)) > .95*len(ds)
+    cfg = arms('small', 'paper')['dermgan'].but(dataset='pad_ufes_20'); _, s = split_of(cfg, ds); assert min(s.counts.values()) > 50
+    assert len(d.Crops(ds.images(64), (boxes, skin, proxy), ds.y, s.rows['gan_train'], 32)) > 300
 
 
 def test_missing_inputs_and_wrong_values(ds):

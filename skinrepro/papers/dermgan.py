@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ITA_LIMITS', 'SETS', 'CONDITIONS', 'TYPES', 'PRESETS', 'PROTOCOLS', 'ARMS', 'MAIN', 'STAGES', 'AUGMENT', 'SIDES',
-           'type_of_ita', 'boxes_of_mask', 'annotations', 'mask_store', 'inside', 'skin_angle', 'adjacent', 'window',
-           'seen_in', 'split_of', 'encode', 'decode', 'vary', 'Crops', 'unet', 'patchgan', 'roi_l1', 'feature_matching',
-           'game_of', 'generate', 'checkerboard', 'Config', 'arms', 'gan_of', 'features_of', 'inputs', 'run',
-           'conditions_of', 'crops_of', 'wobble', 'train_gan', 'load_generator', 'classifier', 'fit_classifier',
-           'predict', 'train_features', 'load_features', 'draw_maps', 'real_windows', 'mean_protocol', 'judge_real',
-           'judge_gan', 'colour_control', 'segment', 'size_control', 'made_conditions', 'resized', 'training_set',
-           'judge_classifier', 'compare', 'study_design', 'simulate_raters', 'score_study']
+           'ASKS', 'type_of_ita', 'boxes_of_mask', 'inside', 'skin_ita', 'annotations', 'mask_store', 'lightness',
+           'skin_angle', 'adjacent', 'window', 'seen_in', 'split_of', 'encode', 'decode', 'vary', 'Crops', 'unet',
+           'patchgan', 'roi_l1', 'feature_matching', 'game_of', 'generate', 'checkerboard', 'Config', 'arms', 'gan_of',
+           'features_of', 'inputs', 'run', 'conditions_of', 'crops_of', 'wobble', 'train_gan', 'load_generator',
+           'classifier', 'fit_classifier', 'predict', 'train_features', 'load_features', 'draw_maps', 'real_windows',
+           'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'packed', 'unpacked',
+           'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions', 'resized', 'training_set',
+           'judge_classifier', 'compare', 'study_design', 'make_study', 'Rating', 'read_answers', 'simulate_raters',
+           'score_study', 'live', 'study_form', 'Painter', 'paint_form']
 
 # %% ../../nbs/papers/63_dermgan.ipynb #027a8555
-import time
+import os, re, time
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from .. import core
-from ..core import UserError, suggest
+from ..core import UserError, read_json, suggest, write_json
 
 # %% ../../nbs/papers/63_dermgan.ipynb #5d68580e
 ITA_LIMITS = (55., 41., 28., 10., -30.) # degrees, from type 1 | 2 to 5 | 6
@@ -48,31 +50,6 @@ def boxes_of_mask(
     return tuple((s[1].start/w, s[0].start/h, s[1].stop/w, s[0].stop/h) for s in found)
 
 # %% ../../nbs/papers/63_dermgan.ipynb #d5b0507d
-def annotations(
-    ds, # LesionSet
-    size:int=64, # pixels of the masks and of the pictures that ITA is measured on
-): # boxes (list of tuples), skin (N,) 1 to 6, proxy (N,) bool: type is by ITA
-    "What the semantic map of every image needs [P3-05, P3-06, P3-11]."
-    m = ds.manifest
-    boxes = [tuple(b) for b in m.box]
-    need = np.array([not b for b in boxes]) & ~m['mask'].isin(['']).to_numpy() & ~m['mask'].str.startswith('render:').to_numpy()
-    if need.any():
-        masks = mask_store(ds, np.flatnonzero(need), size)
-        for i, v in zip(np.flatnonzero(need), masks): boxes[i] = boxes_of_mask(v)
-    if not any(boxes): raise UserError(f"{ds.name} has neither boxes nor masks, and a semantic map needs one of them: add the archive of lesion masks, or use another data set")
-    skin = m.skin_type.fillna(0).to_numpy(np.int64); proxy = skin == 0
-    if proxy.any(): skin[proxy] = type_of_ita(skin_angle(ds.images(size), boxes, np.flatnonzero(proxy)))
-    return boxes, skin, proxy
-
-def mask_store(ds, rows, size): # masks of some rows, decoded once
-    "Masks as a memory map beside the images'."
-    from skinrepro.data.lesions import DECODER, decode, store
-    refs = ds.manifest['mask'].to_numpy()[rows]
-    def fill(out, i, j):
-        for k in range(i, j): out[k] = decode(refs[k], size, 'L')
-    return store(f'{ds.name}-mask-{size}-' + core.digest([ds.content, ds.manifest.image_id.to_numpy()[rows].tolist(), size, DECODER], 16), (len(rows), size, size), fill, label=f'decoding masks of {ds.name}')
-
-# %% ../../nbs/papers/63_dermgan.ipynb #a5ad010d
 def inside(
     boxes, # ((x0, y0, x1, y1), ...), fractions
     size:int, # pixels
@@ -84,19 +61,68 @@ def inside(
         out[b:max(b + 1, int(np.ceil(y1*size - 1e-6))), a:max(a + 1, int(np.ceil(x1*size - 1e-6)))] = True
     return out
 
+def skin_ita(
+    picture, # (S, S, 3) uint8
+    lesion, # (S, S) bool: not skin
+    least:float=.05, # of the frame that must be skin
+)->float: # degrees; nan where less than that is skin
+    "Median ITA of what is outside a lesion [P3-11]."
+    from skinrepro.data.phantom import ita
+    seen = picture[~lesion]
+    if len(seen) < max(1, least*lesion.size): return np.nan
+    return float(np.median(ita(seen[::max(1, len(seen)//500)]/255)))
+
+# %% ../../nbs/papers/63_dermgan.ipynb #a5ad010d
+def annotations(
+    ds, # LesionSet
+    size:int=64, # pixels of the masks and of the pictures that ITA is measured on
+): # boxes (list of tuples), skin (N,) 1 to 6, proxy (N,) bool: type is by ITA; an image without boxes has no map
+    "What the semantic map of every image needs [P3-05, P3-06, P3-11]."
+    m = ds.manifest
+    boxes, masks = [tuple(b) for b in m.box], {}
+    need = np.flatnonzero(np.array([not b for b in boxes]) & ~m['mask'].isin(['']).to_numpy() & ~m['mask'].str.startswith('render:').to_numpy())
+    if len(need): masks = dict(zip(need.tolist(), mask_store(ds, need, size)))
+    for i, v in masks.items(): boxes[i] = boxes_of_mask(v)
+    if not any(boxes): raise UserError(f"{ds.name} has neither boxes nor masks, and a semantic map needs one of them: add the archive of lesion masks, or use another data set")
+    skin = m.skin_type.fillna(0).to_numpy(np.int64); proxy = skin == 0
+    if proxy.any():
+        x = ds.images(size)
+        for i in np.flatnonzero(proxy):
+            angle = skin_ita(x[i], np.asarray(masks[i]) > 0 if i in masks else inside(boxes[i], size))
+            if np.isnan(angle): boxes[i] = () # no skin to see
+            skin[i] = type_of_ita(angle)
+    return boxes, skin, proxy
+
+def mask_store(ds, rows, size): # masks of some rows, decoded once
+    "Masks as a memory map beside the images'."
+    from skinrepro.data.lesions import DECODER, decode, store
+    refs = ds.manifest['mask'].to_numpy()[rows]
+    def fill(out, i, j):
+        for k in range(i, j): out[k] = decode(refs[k], size, 'L')
+    return store(f'{ds.name}-mask-{size}-' + core.digest([ds.content, ds.manifest.image_id.to_numpy()[rows].tolist(), size, DECODER], 16), (len(rows), size, size), fill, label=f'decoding masks of {ds.name}')
+
+# %% ../../nbs/papers/63_dermgan.ipynb #bc246105
+def lightness(
+    rgb, # (..., 3) sRGB, 0 to 1
+)->np.ndarray: # L*, 0 to 100
+    "CIE lightness of a colour."
+    rgb = np.asarray(rgb, float)
+    y = np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4) @ (.2126, .7152, .0722)
+    return 116*np.where(y > (6/29)**3, np.cbrt(y), y/(3*(6/29)**2) + 4/29) - 16
+
 def skin_angle(
     x, # (N, S, S, 3) uint8
     boxes, # one tuple of boxes an image
-    rows=None, # positions; default all
     within:bool=False, # inside the boxes instead
-)->np.ndarray: # (n,) degrees
-    "Median ITA of the pixels outside the boxes; of all, where a box fills the frame."
+    measure=None, # of colours, 0 to 1; default ITA
+)->np.ndarray: # (N,) degrees, or the measure's unit
+    "Median over the pixels outside the boxes; over all, where a box fills the frame."
     from skinrepro.data.phantom import ita
     out = []
-    for i in range(len(x)) if rows is None else rows:
-        keep = inside(boxes[i], x.shape[1]) == within
-        v = x[i][keep] if keep.any() else x[i].reshape(-1, 3)
-        out.append(np.median(ita(v[::max(1, len(v)//500)]/255)))
+    for v, b in zip(x, boxes):
+        keep = inside(b, len(v)) == within
+        v = v[keep] if keep.any() else v.reshape(-1, 3)
+        out.append(np.median((measure or ita)(v[::max(1, len(v)//500)]/255)))
     return np.array(out)
 
 # %% ../../nbs/papers/63_dermgan.ipynb #f4a9cab8
@@ -426,12 +452,14 @@ class Config(core.Config):
     fm_at:Literal['post', 'pre'] = 'post' # of the activation [P3-26]
     roi_critic:bool = False # a second discriminator on the ROI [P3-29]
     kimg:float = 4000. # thousands of windows seen, not given [P3-30]
+    snapshots:int = 4 # generators kept on the way, evenly spaced, for FID over training; ours [P3-69]
     batch:int = 16 # not given [P3-30]
     lr:float = 2e-4 # Adam, not given [P3-30]
     beta1:float = .5 # not given [P3-30]
     shift:float = .15 # of boxes at synthesis, of the frame, not given [P3-15]
     fid_n:int = 1000 # images a side of one trial, not given [P3-33]
     trials:int = 50 # random subsets [P3-32]
+    judged:Literal['fid_eval', 'map_pool'] = 'fid_eval' # whose real windows FID compares with; the weight search uses the paper's validation set [P3-28]
     extractor:Literal['own', 'inception'] = 'inception' # "Pool 3" of Inception-V3 [P3-33]
     control:int = 32 # maps of the colour and the size experiment; ours [P3-60 to P3-62]
     synthetic:bool = False # add generated images to the classifier's training set [P3-46]
@@ -457,11 +485,11 @@ PROTOCOLS = dict(paper=dict(step_matched=False), strict=dict(step_matched=True))
 
 ARMS = dict(
     real=dict(method='real'), dermgan=dict(), no_resize_conv=dict(upsample='deconv'), no_roi_loss=dict(w_roi=0.), no_feature_matching=dict(w_fm=0.), # Table 1
-    baseline=dict(method='classifier'), augmented=dict(method='classifier', synthetic=True), # Fig. 8
     roi_discriminator=dict(roi_critic=True), dermgan_26=dict(model='all'), # [P3-29, P3-31]
+    **{f'weights_l1_{a}_roi_{b}_fm_{c}': dict(w_l1=float(a), w_roi=float(b), w_fm=float(c), judged='map_pool') for a in (10, 100) for b in (10, 50) for c in (1, 10)}, # the grid [P3-28]
     baseline_crops=dict(method='classifier', crops=True), augmented_crops=dict(method='classifier', synthetic=True, crops=True), # [P3-55]
     augmented_equal=dict(method='classifier', synthetic=True, mix='equal'), # [P3-72]
-    **{f'weights_l1_{a}_roi_{b}_fm_{c}': dict(w_l1=float(a), w_roi=float(b), w_fm=float(c)) for a in (10, 100) for b in (10, 50) for c in (1, 10)}) # the grid [P3-28]
+    baseline=dict(method='classifier'), augmented=dict(method='classifier', synthetic=True)) # Fig. 8
 MAIN = ('real', 'dermgan', 'no_resize_conv', 'no_roi_loss', 'no_feature_matching', 'baseline', 'augmented')
 
 def arms(
@@ -472,12 +500,13 @@ def arms(
     for what, name, known in (('preset', preset, PRESETS), ('protocol', protocol, PROTOCOLS)):
         if name not in known: raise UserError(f"unknown {what} '{name}': {suggest(name, known)}")
     made = {arm: Config().but(**{**PRESETS[preset], **PROTOCOLS[protocol], **spec, 'arm': arm}) for arm, spec in ARMS.items()}
+    made = {a: c.but(kimg=c.kimg/4) if c.judged == 'map_pool' else c for a, c in made.items()} # a search gets a quarter of the training
     return {a: c if c.synthetic else c.but(step_matched=False) for a, c in made.items()} # only where it can matter: one run counts for both protocols
 
 # %% ../../nbs/papers/63_dermgan.ipynb #67441479
 STAGES = dict(evaluate='', gan='GAN', features='features') # a run that other runs need, in words
 _DATA = ('dataset', 'split_seed', 'group', 'shares', 'size', 'store_size', 'per')
-_GAN = ('model', 'rare', 'width', 'upsample', 'w_l1', 'w_roi', 'w_adv', 'w_fm', 'roi_norm', 'fm', 'fm_at', 'roi_critic', 'kimg', 'batch', 'lr', 'beta1')
+_GAN = ('model', 'rare', 'width', 'upsample', 'w_l1', 'w_roi', 'w_adv', 'w_fm', 'roi_norm', 'fm', 'fm_at', 'roi_critic', 'kimg', 'snapshots', 'batch', 'lr', 'beta1')
 _CLF = ('backbone', 'clf_size', 'clf_epochs', 'clf_batch', 'clf_lr')
 
 def _only(cfg, *names, **more): # everything else at its default
@@ -516,8 +545,9 @@ def run(
     data = SimpleNamespace(ds=ds, split=split, notes=annotations(ds, min(64, cfg.store_size)), x=ds.images(cfg.store_size))
     go = dict(gan=train_gan, features=train_features).get(cfg.stage) or dict(gan=judge_gan, real=judge_real, classifier=judge_classifier)[cfg.method]
     result = go(cfg, data, out, inputs or {}, bar)
-    boxed = sum(map(bool, data.notes[0]))
-    return dict(result, data=dict(split=split.hash, counts=dict(split.counts, with_box=boxed, skin_type_by_ita=int(data.notes[2].sum()))))
+    boxed = np.array([bool(b) for b in data.notes[0]]); types = data.notes[1][split.rows['gan_train']][boxed[split.rows['gan_train']]]
+    said = dict(with_box=int(boxed.sum()), skin_type_by_ita=int(data.notes[2][boxed].sum()), **{f'gan_train_type_{t}': int((types == t).sum()) for t in range(1, TYPES + 1)})
+    return dict(result, data=dict(split=split.hash, counts=dict(split.counts, **said)))
 
 def conditions_of(
     cfg:Config, ds,
@@ -546,13 +576,15 @@ def wobble(
 
 def train_gan(cfg, data, out, inputs, bar):
     "Train DermGAN on windows of `gan_train`; resumes exactly if it was interrupted."
-    from skinrepro.core import write_json
     from skinrepro.methods.gan import fit_gan
     from skinrepro.methods.train import StepLoader, save_state
     crops = crops_of(cfg, data, 'gan_train', conditions_of(cfg, data.ds, cfg.model))
     steps = max(1, round(1000*cfg.kimg/cfg.batch))
     loader = StepLoader(crops, np.arange(len(crops)), cfg.batch, steps, cfg.seed)
-    made = fit_gan(game_of(cfg), loader, out, cfg.seed, bar=bar, lr=cfg.lr, betas=(cfg.beta1, .999), ema=0.) # no average in pix2pix
+    every = max(1, steps//(cfg.snapshots + 1)) if out and cfg.snapshots else 0
+    def keep(G, step): # nothing is scored now: FID's network is another run
+        if (k := step//every) <= cfg.snapshots and step < steps: save_state(Path(out)/f'generator-{k}.pt', G.state_dict())
+    made = fit_gan(game_of(cfg), loader, out, cfg.seed, score=keep, score_every=every, bar=bar, lr=cfg.lr, betas=(cfg.beta1, .999), ema=0.) # no average in pix2pix
     curve = made['curve']
     losses = {f'loss_{k}': float(np.mean(v[-100:])) for k, v in curve.items()}
     named = dict(losses, loss_wobble=wobble(curve['g']), d_wobble=wobble(curve['d']))
@@ -561,13 +593,13 @@ def train_gan(cfg, data, out, inputs, bar):
         write_json(Path(out)/'training.json', named)
     metrics = [dict(name=k, value=v, n=steps, split='training') for k, v in dict(named, images_seen=steps*cfg.batch).items()]
     thin = max(1, steps//2000)
-    return dict(metrics=metrics, figures={k: np.float32(v[::thin]) for k, v in curve.items()}, artefacts=['generator.pt', 'training.json'] if out else [], images_per_s=made['images_per_s'])
+    return dict(metrics=metrics, figures={k: np.float32(v[::thin]) for k, v in curve.items()}, artefacts=['generator.pt', 'training.json', *sorted(f.name for f in Path(out).glob('generator-*.pt'))] if out else [], images_per_s=made['images_per_s'])
 
-def load_generator(cfg, folder):
-    "The generator of a GAN run, in eval mode."
+def load_generator(cfg, folder, snapshot=0):
+    "The generator of a GAN run, or one of its snapshots, in eval mode."
     from skinrepro.core import default_device
     from skinrepro.methods.train import load_state
-    state = load_state(Path(folder)/'generator.pt') if folder else None
+    state = load_state(Path(folder)/(f'generator-{snapshot}.pt' if snapshot else 'generator.pt')) if folder else None
     if state is None: raise UserError(f"the generator of arm '{gan_of(cfg).arm}', seed {cfg.seed}, is not in '{Path(folder or '').name}': make it with `skinrepro run`")
     G = unet(cfg.size, cfg.width, cfg.upsample)
     G.load_state_dict(state)
@@ -663,11 +695,16 @@ def draw_maps(
         out[i] = encode(skin, vary(boxes, g, shift), k, size)
     return out
 
-def real_windows(cfg, data): # (pictures, conditions) of fid_eval that both sides can show
+def real_windows(cfg, data): # Crops, pictures and conditions of fid_eval that both sides can show
     "Real windows of conditions that the GAN and the map pool know."
     known = np.intersect1d(conditions_of(cfg, data.ds, cfg.model), crops_of(cfg, data, 'map_pool').conditions)
-    part = crops_of(cfg, data, 'fid_eval', known)
-    return np.ascontiguousarray(part[np.arange(len(part))][..., :3]), part.conditions
+    part = crops_of(cfg, data, cfg.judged, known)
+    return part, np.ascontiguousarray(part[np.arange(len(part))][..., :3]), part.conditions
+
+def condition_scores(cfg, net, x, y, ds): # metrics of the classifier of windows on pictures whose condition is known
+    "Is a picture of the condition that its map asks for? An independent classifier answers."
+    from skinrepro.evaluation.metrics import scores
+    return [m for m in scores(y, predict(cfg, net, x), ds.classes, 'condition_') if m['name'].split('_', 1)[1] in ('accuracy', 'balanced_accuracy', 'macro_f1', 'majority_share')]
 
 def mean_protocol(v, name='fid'): # a Value's row under another name, with 1.96 sd
     "Mean over trials as a metric, sd and 1.96 sd beside it [P3-34]."
@@ -678,45 +715,71 @@ def mean_protocol(v, name='fid'): # a Value's row under another name, with 1.96 
 def judge_real(cfg, data, out, inputs, bar):
     "The floor: real windows against other real windows, at equal n [P3-32, P3-33]."
     from skinrepro.evaluation.gan_metrics import features, fid_floor, kid
-    began = time.perf_counter(); x, y = real_windows(cfg, data)
+    began = time.perf_counter(); part, x, y = real_windows(cfg, data)
     net, ex = load_features(cfg, inputs.get('features'), len(data.ds.classes))
     f = features(x, ex, 'real windows'); n = min(cfg.fid_n, len(f)//2)
     order = core.rng(cfg.seed, 'halves').permutation(len(f))
     halves = [replace(f[np.sort(o)], name=k) for k, o in zip(('one half', 'other half'), np.array_split(order, 2))]
     ns = sorted({max(4, n//4), max(4, n//2), n})
-    floor = fid_floor(f, n, cfg.trials, cfg.seed)
-    metrics = [mean_protocol(floor), mean_protocol(kid(*halves, 20, seed=cfg.seed), 'kid'),
-               *[fid_floor(f, k, 10, cfg.seed).row('real') for k in ns],
-               dict(name='checkerboard', value=checkerboard(x), n=len(x), split='fid_eval'),
-               dict(name='condition_accuracy', value=float((predict(cfg, net, x) == y).mean()), n=len(x), split='fid_eval')]
-    metrics = [dict(m, split='fid_eval') for m in metrics]
-    return dict(metrics=metrics, figures=dict(y=np.uint8(y)), artefacts=[], images_per_s=len(x)/(time.perf_counter() - began))
+    metrics = [mean_protocol(fid_floor(f, n, cfg.trials, cfg.seed)), mean_protocol(kid(*halves, 20, seed=cfg.seed), 'kid'),
+               *[fid_floor(f, k, 10, cfg.seed).row('real') for k in ns], dict(name='checkerboard', value=checkerboard(x), n=len(x)), *condition_scores(cfg, net, x, y, data.ds)]
+    single = [(v, b[0]) for v, b in zip(x, (part.spec(k)[1] for k in range(len(part)))) if len(b) == 1]
+    metrics += [dict(name=k, value=v, n=len(single)) for k, v in size_scores([v for v, _ in single], [b for _, b in single]).items()]
+    return dict(metrics=[dict(m, split='fid_eval') for m in metrics], figures=dict(y=np.uint8(y)), artefacts=[], images_per_s=len(x)/(time.perf_counter() - began))
 
 def judge_gan(cfg, data, out, inputs, bar):
     "Table 1, and what the maps control [P3-32, P3-65, P3-66]."
-    from skinrepro.core import read_json
     from skinrepro.evaluation.gan_metrics import features, fid_curve, fid_trials, kid
-    began = time.perf_counter(); x, y = real_windows(cfg, data)
+    began = time.perf_counter(); _, x, y = real_windows(cfg, data)
     G = load_generator(cfg, inputs.get('gan')); net, ex = load_features(cfg, inputs.get('features'), len(data.ds.classes))
     maps = draw_maps(crops_of(cfg, data, 'map_pool'), y, cfg.size, cfg.seed, cfg.shift)
     made = generate(G, maps, cfg.seed)
     fake, real = features(made, ex, 'generated'), features(x, ex, 'real windows'); n = min(cfg.fid_n, len(x)//2)
     ns = sorted({max(4, n//4), max(4, n//2), n})
     metrics = [mean_protocol(fid_trials(fake, real, n, cfg.trials, cfg.seed)), mean_protocol(kid(fake, real, 20, seed=cfg.seed), 'kid'), *[v.row() for v in fid_curve(fake, real, ns, 10, cfg.seed)]]
-    right = predict(cfg, net, made) == y
-    metrics += [dict(name=k, value=v, n=len(made), split='generated') for k, v in dict(checkerboard=checkerboard(made), condition_accuracy=float(right.mean())).items()]
-    colour, shown = colour_control(cfg, data, G); size, grown = size_control(cfg, data, G)
-    named = read_json(Path(inputs['gan'])/'training.json')
-    metrics += [dict(name=k, value=v, n=cfg.control, split='generated') for k, v in {**colour, **size}.items()]
-    metrics += [dict(name=k, value=named[k], n=1, split='training') for k in ('loss_wobble', 'd_wobble')]
-    first = np.concatenate([np.flatnonzero(y == c)[:6] for c in np.unique(y)])
-    figures = dict(sheet=made[first], sheet_maps=maps[first], sheet_y=np.uint8(y[first]), **shown, **grown)
-    return dict(metrics=metrics, figures=_thin(figures), artefacts=[], images_per_s=len(made)/(time.perf_counter() - began))
+    metrics += [dict(m, split='generated') for m in [dict(name='checkerboard', value=checkerboard(made), n=len(made)), *condition_scores(cfg, net, made, y, data.ds)]]
+    named = read_json(Path(inputs['gan'])/'training.json'); path = fid_path(cfg, inputs['gan'], ex, maps, fake, real, n)
+    metrics += [dict(m, split='training') for m in [dict(name=k, value=named[k], n=1) for k in ('loss_wobble', 'd_wobble')] + path]
+    figures = {}
+    if cfg.judged == 'fid_eval': # a search for weights needs no more
+        colour, shown = colour_control(cfg, data, G); size, grown = size_control(cfg, data, G)
+        metrics += [dict(name=k, value=v, n=cfg.control, split='generated') for k, v in {**colour, **size}.items()]
+        first = np.concatenate([np.resize(np.flatnonzero(y == c), 6) for c in np.unique(y)]) # the first six of each condition
+        figures = dict(sheet=packed(made[first], 6), sheet_y=np.uint8(y[first]), **shown, **grown)
+    return dict(metrics=metrics, figures=figures, artefacts=[], images_per_s=len(made)/(time.perf_counter() - began))
 
-def _thin(figures, side=64): # pictures small enough for a record
-    return {k: v[:48, ::max(1, v.shape[1]//side), ::max(1, v.shape[2]//side)] if v.ndim == 4 else v for k, v in figures.items()}
+def fid_path(cfg, folder, ex, maps, fake, real, n): # metrics 'fid_at_20' ... 'fid_at_100' (% of training) and 'fid_wobble'
+    "FID over training, on n of the maps, from the snapshots that are there [P3-69]."
+    from skinrepro.evaluation.gan_metrics import features, fid_trials
+    rows = np.sort(core.rng(cfg.seed, 'path').permutation(len(maps))[:n]); at = {}
+    for k in range(1, cfg.snapshots + 1):
+        if (Path(folder)/f'generator-{k}.pt').is_file(): at[round(100*k/(cfg.snapshots + 1))] = features(generate(load_generator(cfg, folder, k), maps[rows], cfg.seed), ex, 'generated')
+    if not at: return []
+    values = {k: fid_trials(f, real, n, 5, cfg.seed) for k, f in {**at, 100: fake[rows]}.items()}
+    return [mean_protocol(v, f'fid_at_{k}') for k, v in values.items()] + [dict(name='fid_wobble', value=wobble([v.value for v in values.values()]), n=len(values))]
 
-# %% ../../nbs/papers/63_dermgan.ipynb #53c23e33
+# %% ../../nbs/papers/63_dermgan.ipynb #434d46cf
+def packed(
+    pictures, # (N, S, S, 3) uint8, N a multiple of columns
+    columns:int, # pictures a row
+)->np.ndarray: # (bytes,) uint8: a JPEG, small enough to stand beside a record
+    "Generated pictures as one sheet."
+    import io
+    from PIL import Image
+    n, s = pictures.shape[:2]; f = io.BytesIO()
+    sheet = pictures.reshape(n//columns, columns, s, s, 3).transpose(0, 2, 1, 3, 4).reshape(n//columns*s, columns*s, 3)
+    Image.fromarray(sheet).save(f, 'JPEG', quality=92, subsampling=0)
+    return np.frombuffer(f.getvalue(), np.uint8)
+
+def unpacked(
+    v, # from `packed`
+)->np.ndarray: # (rows*S, columns*S, 3) uint8
+    "The sheet."
+    import io
+    from PIL import Image
+    return np.asarray(Image.open(io.BytesIO(np.asarray(v).tobytes())))
+
+# %% ../../nbs/papers/63_dermgan.ipynb #c35c74f2
 def _rank(a, b): # Spearman's correlation; 0 where nothing varies
     from scipy.stats import rankdata
     if np.ptp(a) == 0 or np.ptp(b) == 0: return 0.
@@ -730,48 +793,64 @@ def colour_control(cfg, data, G): # (metrics, figures)
     maps = np.stack([encode(t, b, k, cfg.size) for _, b, k, _ in specs for t in range(1, TYPES + 1)])
     made = generate(G, maps, cfg.seed, paired=True)
     boxes = [b for _, b, _, _ in specs for _ in range(TYPES)]
-    around, within = (skin_angle(made, boxes, within=w).reshape(-1, TYPES) for w in (False, True))
-    rank = lambda a: float(np.mean([_rank(np.arange(TYPES), row) for row in a]))
-    named = dict(ita_spearman=rank(around), ita_lesion_spearman=rank(within), ita_range=float((around[:, 0] - around[:, -1]).mean()))
-    return named, dict(colour_sheet=made[:6*TYPES], ita=np.float32(around), ita_lesion=np.float32(within))
+    around, within, light = (skin_angle(made, boxes, w, f).reshape(-1, TYPES) for w, f in ((False, None), (True, None), (False, lightness)))
+    rank = lambda a: float(np.mean([_rank(np.arange(TYPES), row) for row in a])); span = lambda a: float((a[:, 0] - a[:, -1]).mean())
+    named = dict(ita_spearman=rank(around), ita_lesion_spearman=rank(within), ita_falls=float((np.diff(around.mean(0)) < 0).mean()), ita_range=span(around), lightness_range=span(light))
+    return named, dict(colour_sheet=packed(made[:6*TYPES], TYPES), ita=np.float32(around), ita_lesion=np.float32(within), lightness=np.float32(light))
 
-# %% ../../nbs/papers/63_dermgan.ipynb #225f09e7
+# %% ../../nbs/papers/63_dermgan.ipynb #252a5b29
 def segment(
     x, # (S, S, 3) uint8
+    box:tuple=(0., 0., 1., 1.), # where to look, fractions
+    least:float=12., # distance of the two colours, grey levels; less is no lesion
 )->np.ndarray: # (S, S) bool
-    "What differs from the frame's border, by Otsu's threshold."
-    v = np.asarray(x, float); edge = np.concatenate([v[0], v[-1], v[:, 0], v[:, -1]])
-    d = np.sqrt(((v - np.median(edge, 0))**2).sum(-1)); bins = np.linspace(0, d.max() + 1e-9, 65)
-    h = np.histogram(d, bins)[0].astype(float); mid = (bins[1:] + bins[:-1])/2
-    w = h.cumsum(); mu = (h*mid).cumsum(); total, all_ = w[-1], mu[-1]
-    with np.errstate(divide='ignore', invalid='ignore'): between = np.nan_to_num((all_*w/total - mu)**2/(w*(total - w)))
-    return d > bins[1 + int(between.argmax())]
+    "What is nearer to the colour of the box's middle than to that of the frame's border, and hangs together with the middle."
+    from scipy import ndimage
+    v = np.asarray(x, float); s = len(v); x0, y0, x1, y1 = box
+    mid = inside(((x0 + (x1 - x0)/3, y0 + (y1 - y0)/3, x1 - (x1 - x0)/3, y1 - (y1 - y0)/3),), s)
+    skin = np.median(np.concatenate([v[0], v[-1], v[:, 0], v[:, -1]]), 0); way = np.median(v[mid], 0) - skin
+    near = (v - skin) @ way > .5*(way**2).sum()
+    if (way**2).sum() < least**2 or not (near & mid).any(): return np.zeros((s, s), bool)
+    parts = ndimage.label(near)[0]
+    return parts == np.bincount(parts[near & mid]).argmax()
 
 def _iou(mask, box_mask): # of the mask's bounding box with the map's box
     if not mask.any(): return 0.
     r, c = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)); b = np.zeros_like(mask); b[r[0]:r[-1] + 1, c[0]:c[-1] + 1] = True
     return float((b & box_mask).sum()/(b | box_mask).sum())
 
+def size_scores(
+    pictures, # (S, S, 3) uint8 each
+    boxes, # one box each
+)->dict: # size_found, size_iou, size_slope
+    "How a segmented lesion follows the box of its map [P3-66]."
+    masks = [segment(v, b) for v, b in zip(pictures, boxes)]; areas = [inside((b,), len(v)).mean() for v, b in zip(pictures, boxes)]
+    slope = np.polyfit(areas, [m.mean() for m in masks], 1)[0] if np.ptp(areas) > 0 else 0.
+    return dict(size_found=float(np.mean([m.any() for m in masks])), size_iou=float(np.mean([_iou(m, inside((b,), len(m))) for m, b in zip(masks, boxes)])), size_slope=float(slope))
+
+# %% ../../nbs/papers/63_dermgan.ipynb #d4ecbc35
 SIDES = (.2, .3, .4, .5, .6, .7, .8) # of a growing box, of the frame
 
 def size_control(cfg, data, G): # (metrics, figures)
     "Growing boxes [P3-62, P3-66]."
-    ks = conditions_of(cfg, data.ds, cfg.model); grow = [((.5 - s/2,)*2 + (.5 + s/2,)*2,) for s in SIDES]
-    named, areas, ious, sheet = {}, [], [], []
+    ks = conditions_of(cfg, data.ds, cfg.model); grow = [(.5 - s/2,)*2 + (.5 + s/2,)*2 for s in SIDES]
+    usable = data.notes[1][[bool(b) for b in data.notes[0]]]
+    named, pictures, sheet = {}, [], []
     for k in ks:
-        types = core.rng(cfg.split_seed, 'size', int(k)).choice(data.notes[1], max(1, cfg.control//4))
+        types = core.rng(cfg.split_seed, 'size', int(k)).choice(usable, max(1, cfg.control//4))
         change, noise = [], []
         for j, t in enumerate(types):
-            maps = np.stack([encode(int(t), b, int(k), cfg.size) for b in grow])
+            maps = np.stack([encode(int(t), (b,), int(k), cfg.size) for b in grow])
             made = generate(G, maps, core.seed_of(cfg.seed, j), paired=True); again = generate(G, maps, core.seed_of(cfg.seed, j, 'again'), paired=True)
-            masks = [segment(v) for v in made]; areas.append([m.mean() for m in masks]); ious.append([_iou(m, inside(b, cfg.size)) for m, b in zip(masks, grow)])
             for a in range(len(SIDES) - 1):
-                out = ~inside(grow[a + 1], cfg.size); f = lambda u, v: np.abs(u[out].astype(float) - v[out]).mean()
+                out = ~inside((grow[a + 1],), cfg.size); f = lambda u, v: np.abs(u[out].astype(float) - v[out]).mean()
                 change.append(f(made[a], made[a + 1])); noise.append((f(made[a], again[a]) + f(made[a + 1], again[a + 1]))/2)
+            pictures.append(made)
             if j == 0: sheet.append(made)
         named |= {f'surround_change_{data.ds.classes[k]}': float(np.mean(change)), f'surround_noise_{data.ds.classes[k]}': float(np.mean(noise))}
-    named |= dict(size_spearman=float(np.mean([_rank(SIDES, a) for a in areas])), size_iou=float(np.mean(ious)))
-    return named, dict(size_sheet=np.concatenate(sheet), size_area=np.float32(areas), size_iou=np.float32(ious))
+    areas = [[segment(v, b).mean() for v, b in zip(made, grow)] for made in pictures]
+    named |= dict(size_spearman=float(np.mean([_rank(SIDES, a) for a in areas])), **size_scores(np.concatenate(pictures), grow*len(pictures)))
+    return named, dict(size_sheet=packed(np.concatenate(sheet), len(SIDES)), size_area=np.float32(areas))
 
 # %% ../../nbs/papers/63_dermgan.ipynb #24024455
 def made_conditions(cfg, pool, ds): # (added,) conditions of the synthetic images
@@ -818,80 +897,310 @@ def judge_classifier(cfg, data, out, inputs, bar):
 
 # %% ../../nbs/papers/63_dermgan.ipynb #f6194df1
 def compare(
-    y, a, b, # (N,) truth, predictions of the baseline and with synthetic images
+    y, # (N,) truth
+    a, b, # (N,) or (seeds, N): predictions of the baseline and with synthetic images
     classes, # names
-    n_boot:int=1000, # resamples
+    n_boot:int=1000, # resamples of the test images
     seed:int=0, # of the resamples
-): # (dict of tests on accuracy, DataFrame of F1 by class)
+): # (DataFrame of tests on accuracy, one row a seed; DataFrame of F1 by class, seeds averaged)
     "Paired tests on the same test images [P3-47 to P3-54]."
     import pandas as pd
     from scipy.stats import ttest_rel
-    from skinrepro.companion.claims import mcnemar, paired_bootstrap
-    from skinrepro.evaluation.metrics import bootstrap, confusion, per_class
-    y, a, b = (np.asarray(v, np.int64) for v in (y, a, b))
-    ca, cb = (a == y).astype(float), (b == y).astype(float)
-    p = float(ttest_rel(cb, ca).pvalue) if (ca != cb).any() else 1.
-    tests = dict(accuracy_baseline=ca.mean(), accuracy_augmented=cb.mean(), paired_t_p=p, mcnemar_p=mcnemar(y, b, a)['p'], n=len(y))
-    k, rows = int(max(y.max(), a.max(), b.max())) + 1, []
-    for i, c in enumerate(classes):
-        if not (y == i).any(): continue
-        f = lambda C, i=i: np.nan_to_num(per_class(C)['f1'][..., i])
-        d = paired_bootstrap(y, b, a, f, n_boot, seed)
-        rows.append({'condition': c, 'n': int((y == i).sum())} | {name: v for who, pr in (('baseline', a), ('augmented', b))
-                    for name, v in zip((who, f'{who} low', f'{who} high'), (float(f(confusion(y, pr, k))), *bootstrap(y, pr, f, n_boot, seed)))} | dict(gain=d['diff'], gain_low=d['low'], gain_high=d['high']))
-    return tests, pd.DataFrame(rows).set_index('condition')
+    from skinrepro.companion.claims import mcnemar
+    y = np.asarray(y, np.int64); a, b = (np.atleast_2d(np.asarray(v, np.int64)) for v in (a, b))
+    if a.shape != b.shape or a.shape[1:] != y.shape: raise UserError(f"{len(y)} labels, predictions of shape {a.shape} and {b.shape}: compare the same test images and seeds")
+    tests = []
+    for u, v in zip(a, b):
+        cu, cv = (u == y).astype(float), (v == y).astype(float)
+        tests.append(dict(accuracy_baseline=cu.mean(), accuracy_augmented=cv.mean(), paired_t_p=float(ttest_rel(cv, cu).pvalue) if (cu != cv).any() else 1., mcnemar_p=mcnemar(y, v, u)['p'], n=len(y)))
+    k, g = max(len(classes), int(max(y.max(), a.max(), b.max())) + 1), core.rng(seed, 'compare')
+    both = lambda i: np.stack([_mean_f1(y[i], p[:, i], k) for p in (a, b)])
+    draws = np.stack([both(g.integers(len(y), size=len(y))) for _ in range(n_boot)]) # (n_boot, 2, k)
+    here, low, high = both(np.arange(len(y))), *np.quantile(draws, (.025, .975), axis=0)
+    gain_low, gain_high = np.quantile(draws[:, 1] - draws[:, 0], (.025, .975), axis=0)
+    rows = [dict(condition=c, n=int((y == i).sum()), baseline=here[0, i], baseline_low=low[0, i], baseline_high=high[0, i], augmented=here[1, i], augmented_low=low[1, i], augmented_high=high[1, i],
+                 gain=here[1, i] - here[0, i], gain_low=gain_low[i], gain_high=gain_high[i]) for i, c in enumerate(classes) if (y == i).any()]
+    return pd.DataFrame(tests).rename_axis('pair'), pd.DataFrame(rows).set_index('condition')
 
-# %% ../../nbs/papers/63_dermgan.ipynb #d7318133
+def _mean_f1(y, preds, k): # (k,) F1 a class, averaged over seeds; 0 where a class is neither there nor called
+    out = np.zeros(k)
+    for p in preds:
+        C = np.bincount(y*k + p, minlength=k*k).reshape(k, k); both = C.sum(0) + C.sum(1)
+        out += 2*C.diagonal()/np.where(both, both, 1)
+    return out/len(preds)
+
+# %% ../../nbs/papers/63_dermgan.ipynb #1025b4bb
+ASKS = dict(realism='Which of these look like real photographs?', relevance='Which of these show {}?')
+
 def study_design(
     conditions, # names
-    each:int=10, # real, and as many synthetic, a condition [P3-71]
-    questions:int=1, # a condition; 2 for the test of relevance
-    seed:int=0, # of the order
-): # DataFrame: question, condition, real; shuffled
-    "A blinded, randomised list of images for a rater [P3-36, P3-39, P3-71]."
+    kind:str='realism', # a key of `ASKS`: test 1 or test 2
+    each:int=10, # real, and as many synthetic, a condition and question [P3-71]
+    questions:int=2, # a condition, in test 2 [P3-39]
+    others:int=None, # images of other conditions a question, in test 2; default: `each`
+    seed:int=0, # of the other conditions
+): # DataFrame: question, asked (condition; '' in test 1), condition (of the image), real, picture (which one)
+    "Which images a study shows [P3-36, P3-39, P3-71]."
     import pandas as pd
-    rows = pd.DataFrame([dict(question=f'{c}-{q}', condition=c, real=r) for c in conditions for q in range(questions) for r in (True, False) for _ in range(each)])
-    return rows.iloc[core.rng(seed, 'study').permutation(len(rows))].reset_index(drop=True)
+    if kind not in ASKS: raise UserError(f"unknown kind '{kind}' of study: {suggest(kind, ASKS)}")
+    conditions, asked = list(conditions), kind == 'relevance'
+    rows = [dict(question=f'{c}-{q}' if asked else 'all', asked=c if asked else '', condition=c, real=r, picture=q*each + k)
+            for c in conditions for q in range(questions if asked else 1) for r in (True, False) for k in range(each)]
+    for c in conditions if asked and len(conditions) > 1 else ():
+        rest = [o for o in conditions if o != c]
+        for q in range(questions):
+            g = core.rng(seed, 'others', c, q)
+            rows += [dict(question=f'{c}-{q}', asked=c, condition=rest[int(g.integers(len(rest)))], real=bool(k % 2), picture=int(g.integers(each*questions))) for k in range(each if others is None else others)]
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/papers/63_dermgan.ipynb #9cf45386
+def make_study(
+    folder, # a new folder
+    pictures:dict, # condition -> (real, synthetic), (n, S, S, 3) uint8 each
+    kind:str='realism', # see `ASKS`
+    shown:int=16, # images a page
+    seed:int=0, # of names and orders
+    **design, # of `study_design`: each, questions, others
+)->Path: # the folder
+    "Lay out a blinded study: `study.json` and `images` for raters, `key.csv` for the scorer [P3-43]."
+    from PIL import Image
+    folder, rows = Path(folder), study_design(pictures, kind, seed=seed, **design)
+    if (folder/'study.json').exists(): raise UserError(f"'{folder.name}' holds a study already: choose another folder")
+    if shown < 1: raise UserError(f"shown={shown}: show at least one image a page")
+    short = [(r.condition, r.real) for r in rows.itertuples() if r.picture >= len(pictures[r.condition][0 if r.real else 1])]
+    if short: raise UserError(f"there are too few {'real' if short[0][1] else 'synthetic'} pictures of {short[0][0]}: give more, or lower `each` or `questions`")
+    sizes = {v.shape[1:] for both in pictures.values() for v in both}
+    if len(sizes) > 1: raise UserError(f"pictures of different sizes ({sorted(sizes)}) are told apart by their size: resize them first")
+    g = core.rng(seed, 'blind'); names = [f'{v:012x}' for v in g.choice(2**44, len(rows), replace=False)]
+    (folder/'images').mkdir(parents=True, exist_ok=True)
+    for name, r in zip(names, rows.itertuples()): Image.fromarray(pictures[r.condition][0 if r.real else 1][r.picture]).save(folder/'images'/f'{name}.png')
+    rows.insert(0, 'image', names)
+    with core.atomic(folder/'key.csv') as f: rows.to_csv(f, index=False)
+    asks = [dict(id=q, ask=ASKS[kind].format(part.asked.iloc[0]), images=sorted(part.image)) for q, part in rows.groupby('question', sort=False)]
+    write_json(folder/'study.json', dict(kind=kind, seed=seed, shown=shown, questions=asks, id=core.digest([kind, seed, shown, asks], 16)))
+    return folder
+
+# %% ../../nbs/papers/63_dermgan.ipynb #3a2b4001
+class Rating:
+    "One rater's way through a study: the page that is shown, what is chosen on it, and a file that always holds both."
+    def __init__(self,
+        folder, # from `make_study`
+        rater:str, # a name, of letters, digits, - and _
+    ):
+        self.folder, self.rater = Path(folder), str(rater)
+        if not re.fullmatch(r'[\w-]{1,40}', self.rater): raise UserError(f"rater '{rater}': use 1 to 40 letters, digits, - and _")
+        if not (self.folder/'study.json').is_file(): raise UserError(f"'{self.folder.name}' holds no study: make one with `make_study`")
+        self.study, self.file = read_json(self.folder/'study.json'), self.folder/'answers'/f'{self.rater}.json'
+        g, shown, asks = core.rng(self.study['id'], 'order', self.rater), self.study['shown'], self.study['questions']
+        self.pages = []
+        for q in g.permutation(len(asks)):
+            names = [asks[q]['images'][k] for k in g.permutation(len(asks[q]['images']))]
+            self.pages += [dict(ask=asks[q]['ask'], images=names[k:k + shown]) for k in range(0, len(names), shown)]
+        self.page, self.chosen, self.clicks = 0, set(), 0
+        if (was := self._stored()): self.page, self.chosen, self.clicks = was['page'], set(was['chosen']), was['clicks']
+
+    def _stored(self): # what the file holds, or None
+        if not self.file.is_file(): return None
+        was = read_json(self.file)
+        if was['study'] != self.study['id']: raise UserError(f"the answers of '{self.rater}' belong to another study: move '{self.file.name}' away")
+        return was
+
+    def _save(self):
+        if (was := self._stored()) and was['clicks'] != self.clicks: raise UserError(f"'{self.rater}' has answered in another window: open the form again")
+        self.clicks += 1
+        write_json(self.file, dict(study=self.study['id'], rater=self.rater, page=self.page, pages=len(self.pages), clicks=self.clicks, chosen=sorted(self.chosen)))
+
+    @property
+    def done(self)->bool: return self.page == len(self.pages)
+    @property
+    def ask(self)->str: return '' if self.done else self.pages[self.page]['ask']
+    @property
+    def images(self)->list: return [] if self.done else self.pages[self.page]['images']
+
+    def png(self, image)->bytes: return (self.folder/'images'/f'{image}.png').read_bytes()
+
+    def click(self,
+        image:str, # one of `images`
+        on:bool=None, # chosen or not; None: the other way round
+    ):
+        "Choose an image or take it back, and save."
+        if image not in self.images: raise UserError(f"image '{image}' is not on this page: open the form again")
+        before = set(self.chosen)
+        self.chosen = self.chosen | {image} if (image not in self.chosen if on is None else on) else self.chosen - {image}
+        try: self._save()
+        except BaseException: self.chosen = before; raise
+
+    def turn(self,
+        by:int=1, # pages; -1 goes back
+    ):
+        "Leave this page as it is, and save."
+        before, self.page = self.page, min(max(self.page + by, 0), len(self.pages))
+        try: self._save()
+        except BaseException: self.page = before; raise
+
+# %% ../../nbs/papers/63_dermgan.ipynb #c849f461
+def read_answers(
+    folder, # from `make_study`
+    partial:bool=False, # count the finished pages of raters who have not finished
+): # DataFrame: rater, question, asked, condition, real, chosen; one row a rater and image
+    "Answer sheets joined with the key."
+    import pandas as pd
+    key = pd.read_csv(Path(folder)/'key.csv', keep_default_na=False); key['real'] = key.real.astype(str) == 'True'
+    raters = [Rating(folder, f.stem) for f in sorted((Path(folder)/'answers').glob('*.json'))]
+    out = [key[key.image.isin([i for p in r.pages[:r.page] for i in p['images']])].assign(rater=r.rater, chosen=lambda t, r=r: t.image.isin(r.chosen)) for r in raters if r.done or partial]
+    if not out or not sum(map(len, out)): raise UserError(f"'{Path(folder).name}' has no finished answers ({len(raters)} begun): let a rater finish, or count finished pages with partial=True")
+    return pd.concat(out, ignore_index=True)[['rater', 'question', 'asked', 'condition', 'real', 'chosen', 'image']]
 
 def simulate_raters(
-    design, # from `study_design`
+    folder, # from `make_study`
     raters:int=10,
     real:float=.52, # chance that a real image is chosen
     synthetic:float=.30, # and a synthetic one
-    spread:float=.1, # sd of both over raters
+    other:float=.05, # and one of another condition than asked
+    spread:float=.1, # sd of the first two over raters
     seed:int=0,
-): # DataFrame with rater and chosen
-    "Answers of people who do not exist."
+):
+    "People who do not exist click through a study."
     import pandas as pd
-    out = []
-    for r in range(raters):
-        g = core.rng(seed, 'rater', r); p = np.clip([synthetic, real] + g.normal(0, spread, 2), 0, 1)
-        out.append(design.assign(rater=r, chosen=g.random(len(design)) < p[design.real.to_numpy(int)]))
-    return pd.concat(out, ignore_index=True)
+    key = pd.read_csv(Path(folder)/'key.csv', keep_default_na=False).set_index('image')
+    for k in range(raters):
+        g, r = core.rng(seed, 'rater', k), Rating(folder, f'simulated-{k}')
+        p = dict(zip(('True', 'False'), np.clip([real, synthetic] + g.normal(0, spread, 2), 0, 1)))
+        while not r.done:
+            for i in r.images:
+                if g.random() < (p[str(key.real[i])] if key.asked[i] in ('', key.condition[i]) else other): r.click(i, True)
+            r.turn()
 
+# %% ../../nbs/papers/63_dermgan.ipynb #558fac93
 def score_study(
-    answers, # DataFrame: rater, condition, real, chosen
-    n_boot:int=1000, # resamples of raters and their answers
+    answers, # from `read_answers`, or any DataFrame with rater, condition, real, chosen
+    n_boot:int=1000, # resamples
     seed:int=0,
-): # DataFrame, one row a condition and 'micro', 'macro': real, synthetic, their sd over raters, n, intervals
+): # DataFrame, one row a condition and 'macro', 'micro': real, synthetic, their sd over raters, intervals, n; others: images of other conditions that were chosen
     "TPR and FPR of a realism test, or recall of real and synthetic images of a relevance test [P3-37, P3-38, P3-40, P3-42]."
     import pandas as pd
+    own = answers[answers.asked.isin(['']) | (answers.asked == answers.condition)] if 'asked' in answers else answers
+    _check_answers(own)
+    counts = own.groupby(['condition', 'real', 'rater']).chosen.agg(['mean', 'size'])
+    rate, size = (counts[c].unstack('rater') for c in ('mean', 'size'))
+    if rate.isna().any(axis=None): raise UserError("some rater has not seen every condition: score finished raters only")
+    names, out = list(rate.index.levels[0]), {}
+    for k, who in ((True, 'real'), (False, 'synthetic')):
+        p, n = (t.xs(k, level='real').loc[names].to_numpy() for t in (rate, size)) # (conditions, raters)
+        rows = _averages(p, n); g = core.rng(seed, 'raters', who)
+        pick = g.integers(p.shape[1], size=(n_boot, p.shape[1]))
+        draws = np.stack([_averages(g.binomial(n[:, i], p[:, i])/n[:, i], n[:, i]).mean(1) for i in pick])
+        low, high = np.quantile(draws, (.025, .975), axis=0); mean = rows.mean(1)
+        mean[-1] = (p*n).sum()/n.sum() # micro: all answers alike
+        assert p.mean(1).min() - 1e-9 <= mean[-2] <= p.mean(1).max() + 1e-9 # what the paper's numbers break [P3-38]
+        out |= {who: mean, f'{who}_sd': rows.std(1, ddof=1) if p.shape[1] > 1 else np.nan, f'{who}_low': low, f'{who}_high': high, f'{who}_n': [*n.sum(1), n.sum(), n.sum()]}
+    table = pd.DataFrame(out, index=pd.Index([*names, 'macro', 'micro'], name='condition')).assign(raters=rate.shape[1])
+    wrong = answers[~answers.index.isin(own.index)]
+    if len(wrong): by = wrong.groupby('asked').chosen.mean(); table['others'] = [*by.reindex(names), by.mean(), wrong.chosen.mean()]
+    return table
+
+def _averages(p, n): # (conditions + 2, raters): every condition, macro, micro
+    return np.vstack([p, p.mean(0), (p*n).sum(0)/n.sum(0)])
+
+def _check_answers(answers):
     need = {'rater', 'condition', 'real', 'chosen'}
     if lost := sorted(need - set(answers)): raise UserError(f"the answer sheet has no column '{lost[0]}': it needs {', '.join(sorted(need))}")
     if answers.empty or any(answers[c].isna().any() for c in need): raise UserError("the answer sheet is empty or has gaps: let every rater answer every image")
     if answers.groupby('condition').real.nunique().min() < 2: raise UserError("some condition has only real or only synthetic images: show both")
-    by = answers.groupby(['condition', 'real', 'rater']).chosen.mean().unstack('rater') # (condition, real) x rater
-    each = by.mean(axis=1).unstack('real'); sd = by.std(axis=1, ddof=1).unstack('real') if by.shape[1] > 1 else each*np.nan
-    whole = answers.groupby(['real', 'rater']).chosen.mean().unstack('rater')
-    table = pd.DataFrame(dict(real=each[True], synthetic=each[False], real_sd=sd[True], synthetic_sd=sd[False]))
-    table.loc['macro'] = [each[True].mean(), each[False].mean(), *(by.unstack('real').xs(k, axis=1, level='real').mean(axis=0).std(ddof=1) if by.shape[1] > 1 else np.nan for k in (True, False))]
-    micro = answers.groupby('real').chosen.mean()
-    table.loc['micro'] = [micro[True], micro[False], *(whole.loc[k].std(ddof=1) if whole.shape[1] > 1 else np.nan for k in (True, False))]
-    for k in (True, False): assert each[k].min() - 1e-9 <= table.loc['macro', 'real' if k else 'synthetic'] <= each[k].max() + 1e-9 # what the paper's numbers break [P3-38]
-    g, values = core.rng(seed, 'raters'), {(True, c): by.xs(c, level='condition').loc[True].to_numpy() for c in each.index} | {(False, c): by.xs(c, level='condition').loc[False].to_numpy() for c in each.index}
-    values |= {(k, 'micro'): whole.loc[k].to_numpy() for k in (True, False)} | {(k, 'macro'): np.mean([values[k, c] for c in each.index], 0) for k in (True, False)}
-    pick = g.integers(by.shape[1], size=(n_boot, by.shape[1]))
-    for k, name in ((True, 'real'), (False, 'synthetic')):
-        ends = {c: np.quantile(values[k, c][pick].mean(1), (.025, .975)) for c in table.index}
-        table[f'{name}_low'], table[f'{name}_high'] = [ends[c][0] for c in table.index], [ends[c][1] for c in table.index]
-    return table
+
+# %% ../../nbs/papers/63_dermgan.ipynb #6df07cc9
+def live()->bool: # can what is shown here draw widgets?
+    "Is a notebook's front end looking? Not when a notebook is executed from a shell."
+    from IPython import get_ipython
+    shell = get_ipython()
+    return 'JPY_SESSION_NAME' in os.environ or 'COLAB_RELEASE_TAG' in os.environ or (shell is not None and '__vsc_ipynb_file__' in shell.user_ns)
+
+def _widgets():
+    try: import ipywidgets
+    except ImportError: raise UserError("forms in a notebook need ipywidgets: pip install ipywidgets, then start Jupyter again") from None
+    return ipywidgets
+
+def study_form(
+    rating, # a `Rating`
+    width:int=112, # pixels of a picture on the page
+): # a widget
+    "A rater's form: pictures, a button each, back and next."
+    from html import escape
+    w = _widgets()
+    head, said, grid = w.HTML(), w.HTML(), w.Box(layout=w.Layout(flex_flow='row wrap'))
+    back, onward = w.Button(description='Back'), w.Button(description='Next', button_style='primary')
+    def attempt(act): # a click, and what became of it
+        try: act(); said.value = f'saved ({rating.clicks} clicks)'
+        except UserError as e: said.value = f'<b>not saved:</b> {escape(str(e))}'
+    def tile(image):
+        b = w.ToggleButton(value=image in rating.chosen, layout=w.Layout(width=f'{width}px'))
+        def clicked(*_):
+            b.description = 'chosen' if b.value else 'choose'; b.icon = 'check' if b.value else ''
+            if b.value != (image in rating.chosen): attempt(lambda: rating.click(image, b.value))
+        clicked(); b.observe(clicked, 'value')
+        return w.VBox([w.Image(value=rating.png(image), format='png', width=width, height=width), b], layout=w.Layout(margin='3px'))
+    def draw():
+        head.value = '<b>All pages are done. Thank you.</b>' if rating.done else f'<b>{escape(rating.ask)}</b> Page {rating.page + 1} of {len(rating.pages)}.'
+        grid.children = [tile(i) for i in rating.images]
+        back.disabled, onward.disabled = rating.page == 0, rating.done
+    def turn(by): attempt(lambda: rating.turn(by)); draw()
+    back.on_click(lambda _: turn(-1)); onward.on_click(lambda _: turn(1)); draw()
+    return w.VBox([head, grid, w.HBox([back, onward, said])])
+
+# %% ../../nbs/papers/63_dermgan.ipynb #70e60da4
+class Painter:
+    "A semantic map that a reader changes, and what a generator makes of it."
+    def __init__(self,
+        G, # from `unet` or `load_generator`
+        classes, # names of the conditions, in the order of the map's numbers
+        size:int, # pixels of the generator
+        seen:dict=None, # skin type -> windows that it learnt from, to say what is extrapolated
+    ):
+        self.G, self.classes, self.size, self.seen = G, list(classes), size, seen or {}
+        self.skin, self.condition, self.box, self.draw = 2, 0, (.3, .3, .7, .7), 0
+
+    def set(self,
+        skin:int=None, # 1 to 6
+        condition:str=None, # one of `classes`
+        box=None, # (x0, y0, x1, y1), fractions
+        draw:int=None, # of the dropout
+    ): # self
+        "Change the map; what cannot be is refused and changes nothing."
+        if skin is not None and skin not in range(1, TYPES + 1): raise UserError(f"skin type {skin} does not exist: choose 1 to {TYPES}")
+        if condition is not None and condition not in self.classes: raise UserError(f"unknown condition '{condition}': {suggest(condition, self.classes)}")
+        if box is not None and not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1): raise UserError(f"the box {tuple(box)} has no area or leaves the frame: use fractions x0 < x1, y0 < y1")
+        self.skin, self.condition = skin or self.skin, self.condition if condition is None else self.classes.index(condition)
+        self.box, self.draw = self.box if box is None else tuple(box), self.draw if draw is None else draw
+        return self
+
+    @property
+    def map(self)->np.ndarray: return encode(self.skin, (self.box,), self.condition, self.size)
+    @property
+    def picture(self)->np.ndarray: return generate(self.G, self.map[None], self.draw, paired=True)[0]
+    @property
+    def note(self)->str: # what to know about this skin type
+        if self.skin in self.seen: return f'The generator learnt from {self.seen[self.skin]:,} windows of this skin type of {sum(self.seen.values()):,}.'
+        return 'Types V and VI are nearly absent from the public data.' if self.skin > 4 else ''
+
+# %% ../../nbs/papers/63_dermgan.ipynb #b3cdeb9a
+def paint_form(
+    painter, # a `Painter`
+    width:int=256, # pixels on the page
+): # a widget
+    "Sliders and menus for a `Painter`; map and picture side by side."
+    import io
+    from PIL import Image
+    w = _widgets()
+    def png(v): f = io.BytesIO(); Image.fromarray(v).resize((width,)*2, Image.Resampling.NEAREST).save(f, 'PNG'); return f.getvalue()
+    across, down = (w.FloatRangeSlider(value=(painter.box[k], painter.box[k + 2]), min=0, max=1, step=.01, description=n, continuous_update=False) for k, n in enumerate(('across', 'down')))
+    skin = w.Dropdown(options=list(zip(('I', 'II', 'III', 'IV', 'V', 'VI'), range(1, 7))), value=painter.skin, description='skin type')
+    condition = w.Dropdown(options=painter.classes, value=painter.classes[painter.condition], description='condition')
+    again, said, left, right = w.Button(description='another draw'), w.HTML(), w.Image(format='png'), w.Image(format='png')
+    def draw(*_):
+        (x0, x1), (y0, y1) = across.value, down.value; least = 1/painter.size # a box has at least a pixel
+        painter.set(skin.value, condition.value, (min(x0, 1 - least), min(y0, 1 - least), max(x1, min(x0, 1 - least) + least), max(y1, min(y0, 1 - least) + least)))
+        left.value, right.value, said.value = png(painter.map), png(painter.picture), painter.note
+    def redraw(_): painter.set(draw=painter.draw + 1); draw()
+    for v in (across, down, skin, condition): v.observe(draw, 'value')
+    again.on_click(redraw); draw()
+    return w.VBox([w.HBox([across, skin]), w.HBox([down, condition]), w.HBox([left, right]), w.HBox([again, said])])

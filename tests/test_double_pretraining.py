@@ -8,8 +8,8 @@ import pytest
 from skinrepro.core import UserError, rng
 from skinrepro.data.phantom import phantom
 from skinrepro.data.splits import groups, shared
-from skinrepro.papers.double_pretraining import (ARMS, CLASSES, FILES, HIDDEN, MAIN, PRESETS, PROTOCOLS, STAGES, TABLE1, TUNE, Config, Looks, anchors, arms, backbone, classifier, draw,
-    find_lr, fine_tune, inputs, load_net, one_cycle, released_order, run, source_of, split_of, target_of, test_scores as scores_of, tta, walk, weights_file)
+from skinrepro.papers.double_pretraining import (ARMS, CLASSES, FILES, HIDDEN, MAIN, PRESETS, PROTOCOLS, STAGES, TABLE1, TUNE, Config, Looks, Pipes, anchors, arms, audit, backbone, classifier, decaying, divide, draw,
+    every_score, find_lr, fine_tune, inputs, joint, label_files, load_net, one_cycle, released_order, run, source_of, split_of, target_of, test_scores as scores_of, traces, tta, walk, weights_file)
 
 TINY = dict(epochs=1, batch=16, finder_its=20, target_epochs=1, target_batch=64, source_images=160, source_epochs=1, source_ssl_epochs=1)
 
@@ -53,6 +53,23 @@ def test_the_recovered_order_gives_the_released_counts(labels):
     assert len(walk(y, np.argsort(ids), ids)['train']) == 1939 # ascending ids are far off [P4-05]
     assert anchors(dict(test=ids[np.sort(s['test'])])) == {('test', 10): True}
     assert not anchors(dict(list=ids[order]))['list', 0] # the page's first entries jitter by about 20
+
+
+@pytest.mark.data
+def test_the_told_numbers_are_those_of_the_label_files(labels, data_dir):
+    "What the page computes is what this project publishes about the list [P4-104, P4-105]."
+    from skinrepro.companion.published import load_published
+    df = label_files(data_dir)
+    assert df.image_id.tolist() == labels[0].tolist() and (df.label.map(CLASSES.index) == labels[1]).all() and (df.lesion_id == labels[2]).all()
+    got, known = audit(df), load_published('double_pretraining').set_index('id')
+    assert got['P4-105/bcn/train'] == 100
+    for k, v in got.items():
+        if k == 'P4-105/bcn/train': continue
+        slack = 30 if k == 'P4-104/random/train' else 10 if 'approximate' in known.note[k] else .5
+        assert abs(v - known.value[k]) <= slack, (k, v)
+    of = {p: divide(arms('paper', p)['barlow'], labels[1], labels[0], labels[2] if p == 'strict' else labels[0], CLASSES, True) for p in PROTOCOLS}
+    assert counts(labels[1], of['paper']['train']) == counts(labels[1], of['strict']['train']) == TABLE1 and len(of['released']['train']) == 2555
+    with pytest.raises(UserError, match='Training_GroundTruth'): label_files(data_dir/'PAD-UFES-20')
 
 
 @pytest.mark.data
@@ -126,6 +143,10 @@ def test_a_list_of_ones_own(ds, tmp_path):
                           (dict(image_id=ids[[0, 0]], set=['train', 'test']), 'twice'), (dict(image=ids[:1], set=['train']), "no column 'image_id'"), (dict(image_id=ids[:1], set=['train']), 'no image in the set')):
         with pytest.raises(UserError, match=says): split_of(wrote(**columns), ds)
     with pytest.raises(UserError, match='is no file'): split_of(tiny('paper').but(split='ids'), ds)
+    wrote(image_id=['ISIC_0071718'] + [f'X{k}' for k in range(43)] + ['ISIC_0071754'], set=['test'] + ['train']*44)
+    assert traces(tmp_path/'ids.csv') == {'list[0]': True, 'list[10]': False, 'train[44]': False, 'test[10]': False} # 44 come before it in the list, 43 in training
+    run_of = wrote(image_id=ids[:60], set=['train']*30 + ['valid']*5 + ['test']*25).but(start='random', weights='none', target='none', mode='all', batch=8, epochs=1, finder='fixed')
+    assert set(run(run_of, ds)['data']['traces'].values()) == {False}
     lesion = groups(ds, 'lesion'); twice = np.flatnonzero(np.isin(lesion, pd.Series(lesion)[pd.Series(lesion).duplicated()]))
     two = twice[lesion[twice] == lesion[twice[0]]][:2]
     with pytest.raises(UserError, match='leak'): split_of(wrote(image_id=ids[two], set=['train', 'test']).but(group='lesion'), ds)
@@ -138,6 +159,15 @@ def test_the_schedule_is_fastais():
     for steps in (7, 160):
         for k in range(steps): assert np.allclose(one_cycle(k, steps, 1.), (float(lr(k/steps)), float(mom(k/steps))), atol=1e-6)
     assert one_cycle(0, 100, .5)[0] == .02 and one_cycle(25, 100, .5) == (.5, .85) and math.isclose(one_cycle(100, 100, .5)[0], .5e-5)
+
+
+def test_a_rate_that_only_falls(ds):
+    rates = [decaying(k, 50, .5)[0] for k in range(50)]
+    assert rates[0] == .5 and rates == sorted(rates, reverse=True) and math.isclose(decaying(50, 50, .5)[0], .5e-5)
+    cfg = tiny(arm='supervised_quarter_decay', epochs=2, batch=8, finder='fixed')
+    r = run(cfg.but(weights='none', start='random'), ds)
+    per = r['data']['counts']['labelled']//8; f = r['figures']
+    assert r['data']['counts']['labelled'] < .35*r['data']['counts']['train'] and np.allclose(f['lr'][per:], [decaying(k, 2*per, cfg.lr_fixed)[0] for k in range(2*per)], rtol=1e-6) and np.allclose(f['mom'], .9)
 
 
 def test_a_run_takes_the_rates_it_says(ds):
@@ -201,6 +231,85 @@ def test_tta_is_the_mean_of_its_passes(ds):
     assert np.allclose(got[:4], want.numpy(), atol=1e-6)
 
 
+def test_tta_is_fastais_without_its_plain_pass():
+    "learn.tta(n=3, beta=None) returns ((augmented mean, plain), targets); ours is the first [P4-31]."
+    import torch
+    from fastai.data.core import Datasets
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fastcore.transform import Transform
+    x, y = rng('tta').integers(0, 255, (12, 8, 8, 3), dtype=np.uint8), np.arange(12) % 3
+    class Shift(Transform): # another picture at every pass, none outside training
+        split_idx = 0
+        def __init__(self): self.k = 0
+        def encodes(self, b): self.k += 1; return b[0] + .3*self.k, b[1]
+    torch.manual_seed(0); net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    sets = Datasets(range(12), [[lambda i: torch.from_numpy(x[i]).permute(2, 0, 1).float()/255], [lambda i: torch.tensor(int(y[i]))]])
+    dls = sets.dataloaders(bs=12, shuffle=False, drop_last=False, after_batch=[Shift()], device='cpu', num_workers=0)
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(): (mean, plain), targets = learn.tta(dl=dls.train, n=3, beta=None)
+    class Same:
+        def __call__(self, b, seed, what, k, i): return b.permute(0, 3, 1, 2).float()/255 + .3*(k + 1)
+    got = tta(net, x, np.arange(12), Same())
+    assert np.allclose(got, mean.numpy(), atol=1e-6) and not np.allclose(got, plain.numpy(), atol=1e-2) and targets.tolist() == y.tolist()
+
+
+def test_the_librarys_views():
+    import torch
+    pytest.importorskip('self_supervised', reason='self_supervised is a development requirement')
+    same = torch.from_numpy(rng(0).integers(0, 255, (1, 40, 40, 3), dtype=np.uint8)).repeat(40, 1, 1, 1)
+    a = Pipes('tuning', 32)(same, 4, 'views')
+    state = torch.random.get_rng_state()
+    assert torch.equal(a, Pipes('tuning', 32)(same, 4, 'views')) and not torch.equal(a, Pipes('tuning', 32)(same, 5, 'views'))
+    assert torch.equal(state, torch.random.get_rng_state()) # nobody else's draws are touched
+    kinds = pd.Series([v.numpy().tobytes() for v in a]).value_counts()
+    assert .3 < kinds.iloc[0]/40 < .85 and len(kinds) < 25 # one crop: neither flipped nor rotated, .75 x .75, are the same picture
+    assert 0 <= a.min() and a.max() <= 1 + 1e-6 # no normalisation
+    one, two = Pipes('pretraining', 32)(same, 1).chunk(2)
+    rough = lambda t: (t[..., 1:] - t[..., :-1]).abs().mean((1, 2, 3))
+    assert (rough(one) < .8*rough(two).median()).float().mean() > .9 # the first is always blurred
+    assert len({v.numpy().tobytes() for v in one}) > 20
+
+
+def test_released_runs_on_the_library_and_resumes(ds, tmp_path, monkeypatch):
+    "Second pretraining by the library's own callback: its loss, its terms, killed and resumed, then fine-tuned."
+    pytest.importorskip('self_supervised', reason='self_supervised is a development requirement')
+    from self_supervised.vision.barlow_twins import BarlowTwins, BarlowTwinsModel
+    from skinrepro.methods import train
+    cfg = target_of(tiny('released', 'target_only'))
+    model, cbs, *_ = joint(cfg, backbone(cfg.backbone).eval())
+    assert cfg.engine == 'self_supervised' and isinstance(model, BarlowTwinsModel) and any(type(c) is BarlowTwins for c in cbs)
+    whole = run(cfg, ds, tmp_path/'whole')
+    f = whole['figures']
+    assert np.allclose(f['loss'], f['invariance'] + f['redundancy'], rtol=1e-4) and any(m['name'] == 'lr_found' for m in whole['metrics'])
+    stop, real = len(f['loss'])*2//3, train.Stateless.after_batch
+    def after_batch(self):
+        real(self)
+        if self.learn.step == stop: self.learn.checkpoint.save(); raise KeyboardInterrupt
+    monkeypatch.setattr(train.Stateless, 'after_batch', after_batch)
+    with pytest.raises(KeyboardInterrupt): run(cfg, ds, tmp_path/'cut')
+    monkeypatch.undo()
+    again = run(cfg, ds, tmp_path/'cut')
+    assert np.array_equal(again['figures']['loss'], f['loss']) and np.array_equal(again['figures']['find_loss'], f['find_loss'])
+    test = run(tiny('released', 'target_only'), ds, None, dict(encoder=tmp_path/'whole'))
+    assert {m['name'] for m in test['metrics']} >= {'accuracy', 'unshared_f1_nv', 'shared_lesion_share'} and test['data']['source'] == 'none'
+    with pytest.raises(UserError, match='precision=fp32'): joint(cfg.but(precision='bf16'), backbone(cfg.backbone))
+
+
+def test_without_the_library_released_says_what_it_needs(monkeypatch):
+    import sys
+    for name in [m for m in sys.modules if m.split('.')[0] == 'self_supervised']: monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'self_supervised', None)
+    with pytest.raises(UserError, match="extra 'engine'"): Pipes('tuning', 32)
+
+
+def test_a_loss_on_the_encoder(ds):
+    cfg = target_of(tiny(arm='barlow_twice_encoder', start='random', weights='none'))
+    assert cfg.arm == 'target_only' and cfg.target_loss_on == 'encoder' and target_of(tiny(arm='barlow_twice_encoder')).arm == 'barlow_twice_encoder' and target_of(tiny(arm='barlow_twice_domain')).arm == 'barlow_twice_domain'
+    model, *_ = joint(cfg, backbone(cfg.backbone))
+    assert not list(model.projector.parameters()) and joint(target_of(tiny()), backbone('test_resnet'))[0].projector[-1].out_features == cfg.projector
+
+
 @pytest.fixture(scope='module')
 def chain(ds, tmp_path_factory):
     "Source, second pretraining, fine-tuning, each from the one before."
@@ -223,6 +332,20 @@ def test_the_chain_gives_every_number_of_the_tables(ds, chain):
     assert m['unshared_accuracy']['n'] == m['accuracy']['n'] # strict: nothing is shared
     assert {x['name'] for x in chain['target']['metrics']} >= {'lr_found', 'steps', 'loss'} and len(chain['target']['figures']['invariance'])
     assert chain['source']['data']['source'] == 'textures' and chain['test']['data']['counts']['pretraining'] > 0
+
+
+def test_every_number_can_be_had_again_from_the_arrays(ds, chain):
+    f, kept = chain['test']['figures'], {x['name']: x['value'] for x in chain['test']['metrics']}
+    again = {x['name']: x['value'] for x in every_score(f['y'], f['prob'].astype(float), ds.classes)}
+    on = f['unshared_part'].astype(bool)
+    again |= {x['name']: x['value'] for x in every_score(f['y'][on], f['prob'][on].astype(float), ds.classes, 'unshared_')}
+    assert len(again) > 60 and all(abs(v - kept[k]) < 5e-3 for k, v in again.items())
+
+
+def test_thirty_five_runs_are_one_command():
+    from skinrepro.companion.runner import plan
+    cells = plan('double_pretraining', 'paper', protocols=['paper'], arms=['supervised', 'barlow_twice'], seeds=range(35))
+    assert len({c.id for c in cells}) == 70 and len({n.id for c in cells for n in c.needs.values()}) == 35 # a second pretraining a run, as in the code
 
 
 def test_each_link_starts_from_the_one_before(chain):
@@ -260,6 +383,8 @@ def test_scores_by_source_and_without_shared_lesions(ds):
     prob = rng(1).dirichlet(np.ones(8), len(s.rows['test']))
     m = {x['name']: x for x in scores_of(two, s, prob)}
     assert m['a_accuracy']['n'] + m['b_accuracy']['n'] == m['accuracy']['n'] > m['unshared_accuracy']['n'] > 0
+    assert {k.removeprefix('unshared_') for k in m if k.startswith('unshared_')} >= {'balanced_accuracy', 'weighted_f1', 'f1_nv', 'auc_nv', 'ap_nv'} <= {k.removeprefix('a_') for k in m if k.startswith('a_')} # every metric
+    assert np.isclose(m['shared_lesion_share']['value'], 1 - m['unshared_accuracy']['n']/m['accuracy']['n'])
     assert np.isclose(m['a_accuracy']['value']*m['a_accuracy']['n'] + m['b_accuracy']['value']*m['b_accuracy']['n'], m['accuracy']['value']*m['accuracy']['n'])
 
 
@@ -275,6 +400,9 @@ def test_public_weights_are_files_or_an_error(tmp_path, monkeypatch):
     assert torch.equal(load_net(a['barlow']).conv1.weight, net.conv1.weight)
     torch.save(net.state_dict(), folder/FILES['supervised', 'v2'])
     with pytest.raises(UserError, match='not what its name says'): load_net(a['supervised'])
+    with pytest.raises(UserError, match='those of a resnet50'): load_net(arms('small')['supervised'].but(weights='imagenet'))
+    with pytest.raises(UserError, match='nothing to start from'): load_net(a['supervised'].but(weights='none'))
+    assert {c.weights for c in arms('small').values()} == {'textures', 'none'} and arms('small')['random'].weights == 'none' # a stand-in is called one
 
 
 def test_accumulation_counts_images(ds):

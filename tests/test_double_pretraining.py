@@ -237,7 +237,7 @@ def test_tta_is_fastais_without_its_plain_pass():
     from fastai.data.core import Datasets
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
-    from fastcore.transform import Transform
+    from fastai.data.all import Transform
     x, y = rng('tta').integers(0, 255, (12, 8, 8, 3), dtype=np.uint8), np.arange(12) % 3
     class Shift(Transform): # another picture at every pass, none outside training
         split_idx = 0

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CLASSES', 'TABLE1', 'HIDDEN', 'TRACES', 'TUNE', 'RELEASED', 'DOMAIN', 'SOURCE', 'SCHEDULES', 'PRESETS', 'PROTOCOLS',
            'ARMS', 'MAIN', 'STAGES', 'FILES', 'walk', 'released_order', 'anchors', 'draw', 'divide', 'label_files',
-           'audit', 'resnet200x2', 'backbone', 'together', 'solarise_shifted', 'Looks', 'library', 'pipelines', 'Pipes',
-           'one_cycle', 'decaying', 'find_lr', 'callbacks', 'classifier', 'mock_batch', 'tta', 'Config', 'arms',
-           'source_of', 'target_of', 'inputs', 'read_ids', 'traces', 'split_of', 'weights_file', 'load_net', 'joint',
-           'theirs', 'pretrain', 'train_source', 'tune_views', 'fine_tune', 'every_score', 'parts_of', 'test_scores',
-           'evaluate', 'run']
+           'audit', 'resnet200x2', 'backbone', 'together', 'solarise_shifted', 'Looks', 'show_views', 'library',
+           'pipelines', 'Pipes', 'one_cycle', 'decaying', 'find_lr', 'callbacks', 'classifier', 'mock_batch', 'tta',
+           'Config', 'arms', 'source_of', 'target_of', 'inputs', 'read_ids', 'traces', 'split_of', 'weights_file',
+           'load_net', 'joint', 'views_of', 'theirs', 'pretrain', 'train_source', 'tune_views', 'fine_tune',
+           'every_score', 'parts_of', 'test_scores', 'evaluate', 'run']
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #b2ab2cf2
 import math, time
@@ -229,6 +229,28 @@ class Looks:
             if last: made = solarise_shifted(made, core.rng(*seed, v, 'solarise'), last)
             out[v*N:(v+1)*N] = views.normalise(made) if self.normalised else made
         return out
+
+# %% ../../nbs/papers/64_double_pretraining.ipynb #58ca191e
+def show_views(
+    x, # (n, H, W, 3) uint8 images
+    views, # `Looks` or `Pipes`
+    *seed, # what the draw is for
+    draws:int=1, # times all views
+): # matplotlib figure
+    "Each row: the stored image, then its views exactly as a training step would draw them."
+    import matplotlib.pyplot as plt
+    import torch
+    from skinrepro.data.views import MEAN, STD
+    made = [v for k in range(draws) for v in views(torch.from_numpy(np.array(x)), *seed, k).reshape(-1, len(x), 3, views.size, views.size)]
+    if getattr(views, 'normalised', False): made = [v*torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1) for v in made]
+    each = len(made)//draws
+    fig, axes = plt.subplots(len(x), len(made) + 1, figsize=(1.05*(len(made) + 1), 1.1*len(x)), squeeze=False, layout='constrained')
+    for r, row in enumerate(axes):
+        row[0].imshow(x[r]); row[0].set_title('stored' if r == 0 else '', fontsize=8)
+        for c, ax in enumerate(row[1:]): ax.imshow(made[c][r].permute(1, 2, 0).clamp(0, 1)); ax.set_title((f'view {c % each + 1}' if each > 1 else f'draw {c + 1}') if r == 0 else '', fontsize=8)
+    for ax in axes.flat: ax.set_axis_off()
+    plt.close(fig)
+    return fig
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #735034b6
 def library():
@@ -675,14 +697,23 @@ def joint(
     net, # its encoder
 ): # (model, callbacks that train it, views, function of (model, views) -> loss)
     "Encoder and projector, with Barlow Twins or VICReg, by our callbacks or the library's [P4-35 to P4-40, P4-51, P4-103]."
-    from skinrepro.methods.barlow_twins import BARLOW_TWINS, BarlowTwins, Joint, projector
+    from skinrepro.methods.barlow_twins import BarlowTwins, Joint, projector
     from skinrepro.methods.vicreg import VICReg
     if cfg.engine == 'self_supervised': return theirs(cfg, net)
     top = None if cfg.target_loss_on == 'encoder' else projector(net.num_features, cfg.projector, cfg.projector, bias=cfg.projector_bias, seed=cfg.seed)
-    model = Joint(net, top, cfg.precision)
-    views = Looks(dict(paper=BARLOW_TWINS, released=RELEASED, domain=DOMAIN)[cfg.recipe], cfg.size, cfg.normalise or cfg.stage == 'source', cfg.batch_crop, cfg.solarise == 'kornia')
+    model, views = Joint(net, top, cfg.precision), views_of(cfg)
     method = VICReg(views, passes=cfg.passes, seed=cfg.seed) if cfg.stage == 'source' and cfg.start == 'vicreg' else BarlowTwins(views, cfg.lambd, passes=cfg.passes, seed=cfg.seed)
     return model, [method], views, lambda m, v: sum(method.terms(*m(*(v.chunk(2) if cfg.passes == 2 else (v,)))))
+
+def views_of(
+    cfg:Config, # a run of any stage
+): # makes the views of a batch
+    "What a training step of this run sees."
+    from skinrepro.methods.barlow_twins import BARLOW_TWINS
+    if cfg.stage == 'evaluate': return tune_views(cfg)
+    if cfg.stage == 'source' and cfg.start == 'supervised': return Looks([SOURCE], cfg.size)
+    if cfg.engine == 'self_supervised': return Pipes('pretraining', cfg.size)
+    return Looks(dict(paper=BARLOW_TWINS, released=RELEASED, domain=DOMAIN)[cfg.recipe], cfg.size, cfg.normalise or cfg.stage == 'source', cfg.batch_crop, cfg.solarise == 'kornia')
 
 def theirs(
     cfg:Config, # a second pretraining with engine 'self_supervised'
@@ -693,7 +724,7 @@ def theirs(
     from skinrepro.methods.barlow_twins import barlow_twins_loss
     from skinrepro.methods.engine import AsLibraryBatch
     if cfg.precision != 'fp32': raise UserError(f"engine='self_supervised' runs in fp32, not {cfg.precision}: set precision=fp32, or engine=ours")
-    views = Pipes('pretraining', cfg.size)
+    views = views_of(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(core.seed_of(cfg.seed, 'init', 'projector', 'self_supervised'))
         model = library()[1].create_barlow_twins_model(net, cfg.projector, cfg.projector)
@@ -752,7 +783,7 @@ def train_source(
     else:
         loader = StepLoader(x, rows, cfg.target_batch, cfg.source_epochs*(len(rows)//cfg.target_batch), cfg.seed)
         _, Classify, _ = callbacks()
-        result = _train(cfg, classifier(net, len(src.classes), cfg.seed, cfg.precision), loader, [Classify(Looks([SOURCE], cfg.size), src.y, cfg.seed)], None, 0, cfg.source_lr, cfg.target_wd, 'source', out, bar)
+        result = _train(cfg, classifier(net, len(src.classes), cfg.seed, cfg.precision), loader, [Classify(views_of(cfg), src.y, cfg.seed)], None, 0, cfg.source_lr, cfg.target_wd, 'source', out, bar)
     result.pop('model')
     return dict(result, data=dict(split=src.hash, counts=dict(source=len(src)), source=src.name))
 

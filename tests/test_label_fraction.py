@@ -7,8 +7,10 @@ from skinrepro.data.lesions import LesionSet, manifest
 from skinrepro.data.phantom import phantom
 from skinrepro.data.splits import groups, shared
 from skinrepro.papers import label_fraction as lf
-from skinrepro.papers.label_fraction import ALPHAS, ARMS, EXTRA, MAIN, PRESETS, PROTOCOLS, STAGES, Config, arms, cut, divide, encoder_of, excluded, imagenet_file, imagenet_state, inputs, judge, labelled, run, samples, split_of
+from skinrepro.papers.label_fraction import (ALPHAS, ARMS, EXTRA, MAIN, MAPS, PRESETS, PROTOCOLS, STAGES, Config, arms, by_part, classifier_of, cut, divide, encoder_of, examples, excluded, has_mask,
+                                             imagenet_file, imagenet_state, inputs, judge, labelled, lesion_masks, run, samples, shrunk, split_of)
 
+MAP = dict(iba_images=20, iba_gan_samples=4, iba_gan_epochs=1, iba_steps=2, iba_noise=2)
 TINY = dict(iterations=6, watches=2, ssl_epochs=1, source_images=80, source_iterations=4, queue=32, embedded=60)
 
 
@@ -28,6 +30,7 @@ def chain(ds, tmp_path_factory):
     d = tmp_path_factory.mktemp('chain')
     out = dict(folder=d, moco=run(encoder_of(tiny()), ds, d/'moco'), source=run(encoder_of(tiny('source_10')), ds, d/'source'))
     for s in ('moco', 'source', 'scratch'): out[s, 10] = run(tiny(f'{s}_10'), ds, d/f'{s}_10', dict(encoder=d/s))
+    out['maps'] = run(tiny('saliency_scratch_100', **MAP), ds, d/'maps', dict(classifier=d/'scratch_10'))
     return out
 
 
@@ -35,11 +38,13 @@ def chain(ds, tmp_path_factory):
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_every_arm_is_a_config_and_names_what_it_needs(preset, protocol):
     made = arms(preset, protocol)
-    assert list(made) == [*ARMS, *EXTRA.get(protocol, {})] and set(MAIN) <= set(made)
+    known = [*ARMS, *EXTRA.get(protocol, {})]
+    assert list(made) == [a for a in known if preset != 'paper' or not a.startswith('efficientnet_b4')] and set(MAIN) <= set(made)
     for name, cfg in made.items():
         assert cfg.arm == name and cfg.stage == 'evaluate' and name.endswith(f'_{cfg.alpha}')
         for need in inputs(cfg).values():
-            assert need.stage in STAGES and need.stage != 'evaluate' and need.arm in made and not inputs(need)
+            assert need.stage in STAGES and need.arm in made
+            assert made[need.arm] == need if cfg.judged == 'maps' else need.stage != 'evaluate' and not inputs(need) and need.backbone == cfg.backbone
             assert need.seed == cfg.seed and need.dataset == cfg.dataset
 
 
@@ -53,6 +58,13 @@ def test_arms_are_those_of_the_published_numbers():
     from skinrepro.companion.published import load_published
     assert {a for a in load_published('label_fraction').arm.unique() if a} <= set(ARMS)
     assert {a for c in load_claims('label_fraction').contrast if c for _, a, _, _ in terms(c)} <= set(ARMS)
+
+
+def test_claims_ask_for_what_records_hold(chain):
+    "Every metric that a claim names, of an arm of that kind; recall_nv and the like for whichever classes there are."
+    from skinrepro.companion.claims import load_claims, terms
+    for c in load_claims('label_fraction').to_dict('records'):
+        for _, arm, metric, _ in terms(c['contrast']) if c['contrast'] else (): assert (metric or c['metric']) in named(chain['maps' if arm.startswith('saliency') else ('moco', 10)]), c['id']
 
 
 def test_one_encoder_a_trial():
@@ -252,3 +264,82 @@ def test_queue_guard_and_bad_values(ds):
 
 
 def test_key_network_draws_nothing(chain): assert named(chain['moco'])['key_random_layers']['value'] == 0
+
+
+def test_maps_explain_the_classifier_that_was_judged(chain):
+    for preset in PRESETS:
+        made = arms(preset)
+        for s in ('moco', 'scratch'):
+            assert classifier_of(made[f'saliency_{s}_100']) == made[f'{s}_100'] == inputs(made[f'saliency_{s}_100'].but(iba_steps=1))['classifier']
+    maps, whole = named(chain['maps']), named(chain['scratch', 10]) # the chain explains the classifier of scratch_10
+    assert maps['accuracy']['value'] == whole['accuracy']['value'] == maps['accuracy_whole']['value']
+
+
+def test_a_record_of_maps(chain):
+    r, m = chain['maps'], named(chain['maps'])
+    z, n = r['figures']['maps'], len(r['figures']['maps'])
+    assert z.dtype == np.uint8 and z.shape[1] == len(MAPS) and max(z.shape[2:]) <= 32 and len(r['figures']['maps_y']) == n == m['insertion']['n'] and r['artefacts'] == []
+    assert len(m) == len(r['metrics']) and all(np.isfinite(v['value']) and v['n'] > 0 for v in r['metrics'])
+    for k in ('insertion', 'deletion', 'heat_inside', 'effective_heat_ratio', 'lesion_cover', 'p', 'p_noise'): assert 0 <= m[k]['value'] <= 1
+    assert {f'{a}{k}' for a in ('', 'gradcam_', 'integrated_gradients_', 'random_') for k in ('insertion', 'deletion', 'effective_heat_ratio')} <= set(m)
+    assert abs(m['random_heat_inside']['value'] - m['lesion_area']['value']) < .05 # a random map knows no lesion
+
+
+def test_maps_resume(chain, ds, monkeypatch):
+    "Killed at the second image: the first is not made again, and all are as before."
+    d, cfg = chain['folder'], tiny('saliency_scratch_100', **MAP)
+    keep, made = lf.explain_one, []
+    def once(*a):
+        if made: raise KeyboardInterrupt
+        made.append(1); return keep(*a)
+    monkeypatch.setattr(lf, 'explain_one', once)
+    with pytest.raises(KeyboardInterrupt): run(cfg, ds, d/'twice', dict(classifier=d/'scratch_10'))
+    monkeypatch.setattr(lf, 'explain_one', lambda *a: (made.append(1), keep(*a))[1])
+    twice = run(cfg, ds, d/'twice', dict(classifier=d/'scratch_10'))
+    assert twice['metrics'] == chain['maps']['metrics'] and np.array_equal(twice['figures']['maps'], chain['maps']['figures']['maps']) and len(made) == len(twice['figures']['maps'])
+
+
+def test_examples_ask_no_network(ds):
+    s = samples(tiny(), ds); _, split = split_of(tiny(), ds)
+    rows = examples(s, split.rows['test'], 2)
+    assert np.array_equal(rows, examples(s, split.rows['test'], 2)) and set(rows) <= set(split.rows['test'])
+    assert not s.manifest.lesion_id.iloc[rows].duplicated().any() and np.bincount(s.y[rows]).max() <= 2 and (np.diff(s.y[rows]) >= 0).all()
+    assert set(s.y[rows]) == set(s.y[split.rows['test']])
+
+
+def test_masks_lie_as_the_pictures_do(ds, tmp_path):
+    from PIL import Image
+    s = samples(tiny(), ds)
+    assert has_mask(s).all() and np.array_equal(lesion_masks(s, [3], 32)[0], s.render.masks(32, 3, 4)[0] > 0)
+    half = np.zeros((40, 60), np.uint8); half[:, 30:] = 255
+    Image.fromarray(half).save(tmp_path/'m.png'); Image.fromarray(np.stack([half]*3, 2)).save(tmp_path/'a.png')
+    rows = dict(image_id=['a', 'b'], label=['c', 'c'], path=[str(tmp_path/'a.png')]*2, mask=[str(tmp_path/'m.png'), ''])
+    files = LesionSet('x', manifest(rows), ('c',))
+    assert has_mask(files).tolist() == [True, False] and np.array_equal(lesion_masks(files, [0], 8)[0], np.tile([False]*4 + [True]*4, (8, 1)))
+    boxed = cut(LesionSet('x', manifest(dict(rows, box=[((0., 0., .5, 1.), (.5, 0., 1., 1.)), ()])), ('c',)))
+    assert has_mask(boxed).tolist() == [True, True, False] and not lesion_masks(boxed, [0], 8).any() and lesion_masks(boxed, [1], 8).all()
+
+
+def test_parts_of_pictures():
+    "A network that looks at one corner: what is painted elsewhere cannot matter."
+    import torch
+    from torch import nn
+    class Corner(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(1))
+        def forward(self, x): v = x[:, 0, :4, :4].mean((1, 2)); return torch.stack([v, -v], 1)
+    g = np.random.default_rng(0); y = g.integers(0, 2, 40); x = np.full((40, 16, 16, 3), 120, np.uint8)
+    x[:, :4, :4] = np.where(y, 20, 240)[:, None, None, None]; x[:, 8:, 8:] = 255 - x[:, :8, :8] # on average without colour
+    corner = np.zeros((40, 16, 16), bool); corner[:, :4, :4] = True
+    got = {m['name']: m['value'] for m in by_part(Corner(), x, y, np.arange(40), corner, 16)}
+    assert got['accuracy_whole'] == got['accuracy_lesion_only'] == 1 and got['accuracy_surroundings_only'] < 1 and got['accuracy_elsewhere_only'] < 1
+    same = {m['name']: m['value'] for m in by_part(Corner(), x, y, np.arange(40), np.full_like(corner, True), 16)}
+    assert same['accuracy_lesion_only'] == same['accuracy_whole']
+
+
+def test_small_maps_keep_their_order():
+    h = np.arange(64*64.).reshape(64, 64); s = shrunk(h)
+    assert s.shape == (32, 32) and s.min() == 0 and s.max() == 255 and (np.diff(s.astype(int), axis=0) > 0).all() and shrunk(np.ones((8, 8))).max() == 0
+
+
+def test_maps_without_a_classifier_are_refused(ds):
+    with pytest.raises(UserError, match="classifier of arm 'moco_100'.*make it with"): run(tiny('saliency_moco_100', **MAP), ds)

@@ -310,7 +310,7 @@ def test_chain(judged, ds):
     assert sum(m[f'judged_{c}']['value'] for c in ds.classes) == pytest.approx(1) and 0 <= m['judged_shift']['value'] <= 1
     assert m['judge_accuracy']['n'] == 60 and 'resnet18' in m['fid']['protocol'] and 'n=60' in m['fid']['protocol'] and any(k.startswith('fid_floor') for k in m)
     assert m['recall_nv']['groups'] < m['recall_nv']['n'] # under strict, lesions are redrawn
-    f = judged[0]['figures']; assert f['in_train'].sum() == 120 and f['in_all'].tolist() == np.bincount(ds.y).tolist() and f['y'].shape == f['pred'].shape == (60,) and f['pred'].max() < len(ds.classes) and f['sheet'].shape[1:] == (32, 32, 3)
+    f = judged[0]['figures']; assert f['in_train'].sum() == 120 and f['in_all'].tolist() == np.bincount(ds.y).tolist() and f['y'].shape == f['pred'].shape == (60,) and f['pred'].max() < len(ds.classes) and f['sheet'].shape == (24, 32, 32, 3)
     assert len({x['name'] for x in judged[0]['metrics']}) == len(judged[0]['metrics']) and judged[0]['data']['counts'] == dict(train=120, test=60)
 
 
@@ -329,13 +329,21 @@ def test_source_domain_is_held_out_in_part(ds, tmp_path):
     assert got['source_accuracy']['n'] == 2 and got['labelled']['n'] == 46 and (tmp_path/'body.pt').is_file() # of 48
 
 
-def test_same_seed_same_bits_and_resumed_too(judged, ds, tmp_path):
+def test_killed_in_mid_epoch_and_resumed_to_the_same_bits(judged, ds, tmp_path, monkeypatch):
+    from functools import partial
+    from skinrepro.methods import gan
     from skinrepro.methods.train import load_state
-    cfg, first = network_of(tiny()), judged[1]/'semi_gan'/'network'
-    run(cfg, ds, tmp_path, {}); a, b = load_state(first/'network.pt'), load_state(tmp_path/'network.pt')
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    run(cfg, ds, tmp_path, {}); b = load_state(tmp_path/'network.pt') # from the last checkpoint: nothing is left to do
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    cfg, whole, d_loss = network_of(tiny()), judged[1]/'semi_gan'/'network', p2._game().d_loss
+    monkeypatch.setattr(gan, 'fit_gan', partial(gan.fit_gan, every=2)) # checkpoints between, not every minute
+    def dies(self, batch, step):
+        if step == 7: raise KeyboardInterrupt
+        return d_loss(self, batch, step)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(p2._game(), 'd_loss', dies); run(cfg, ds, tmp_path, {})
+    assert [*tmp_path.glob('checkpoint-*')] and not (tmp_path/'network.pt').exists()
+    seen = []; monkeypatch.setattr(p2._game(), 'd_loss', lambda self, batch, step: (seen.append(step), d_loss(self, batch, step))[1])
+    got = run(cfg, ds, tmp_path, {})
+    assert seen == list(range(6, 12)) and len(got['figures']['d']) == 12 # from the checkpoint on, and the whole curve
+    for f in ('network.pt', 'generator.pt'): a, b = load_state(whole/f), load_state(tmp_path/f); assert all(torch.equal(a[k], b[k]) for k in a), f
 
 
 def test_fewer_labels_and_a_baseline_with_generated_images(judged, ds, tmp_path):

@@ -537,7 +537,7 @@ PRESETS = dict(
     smoke=dict(dataset='phantom', weights='textures', head=130, cap=13, valid=33, backbone='test_resnet', backbone_large='resnet18', size=32, store_size=32, epochs=2, batch=8, finder_its=30,
                target_epochs=2, target_batch=64, lambd=1/64, projector=64, source_images=400, source_epochs=2, source_ssl_epochs=1),
     small=dict(dataset='isic2019_ham', weights='textures', head=2150, cap=215, valid=550, backbone='resnet18', backbone_large='resnet50', size=32, store_size=64,
-               target_epochs=10, lambd=1/512, projector=512),
+               epochs=20, target_epochs=4, lambd=1/512, projector=512, source_epochs=10, source_ssl_epochs=6),
     paper=dict())
 
 PROTOCOLS = dict(

@@ -366,6 +366,14 @@ def _open(path):
     return Image.open(path)
 
 
+def test_a_kit_from_a_trained_generator(ds, chain, tmp_path):
+    cfg = tiny(); made = d.study_pictures(cfg, ds, chain['where']['gan'], 1)
+    assert set(made) <= set(ds.classes) and len(made) > 4 and all(a.shape == b.shape == (1, 32, 32, 3) for a, b in made.values())
+    again = d.study_pictures(cfg, ds, chain['where']['gan'], 1); assert all(np.array_equal(a, b) for c in made for a, b in zip(made[c], again[c]))
+    kit = d.make_study(tmp_path/'kit', made, each=1); d.simulate_raters(kit, 1); assert len(d.read_answers(kit)) == 2*len(made)
+    with pytest.raises(UserError, match='lower n'): d.study_pictures(cfg, ds, chain['where']['gan'], 500)
+
+
 def test_simulated_raters_and_intervals(tmp_path):
     kit = d.make_study(tmp_path/'kit', pictures(), each=20, shown=120); d.simulate_raters(kit, 8, .7, .2, spread=.02)
     a = d.read_answers(kit); t = d.score_study(a, 400); assert abs(t.loc['micro', 'real'] - .7) < .06 and abs(t.loc['macro', 'synthetic'] - .2) < .06

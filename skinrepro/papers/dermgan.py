@@ -11,8 +11,8 @@ __all__ = ['ITA_LIMITS', 'SETS', 'CONDITIONS', 'TYPES', 'PRESETS', 'PROTOCOLS', 
            'classifier', 'fit_classifier', 'predict', 'train_features', 'load_features', 'draw_maps', 'real_windows',
            'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'packed', 'unpacked',
            'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions', 'resized', 'training_set',
-           'judge_classifier', 'compare', 'study_design', 'make_study', 'Rating', 'read_answers', 'simulate_raters',
-           'score_study', 'live', 'study_form', 'Painter', 'paint_form']
+           'judge_classifier', 'compare', 'study_design', 'make_study', 'study_pictures', 'Rating', 'read_answers',
+           'simulate_raters', 'score_study', 'live', 'study_form', 'Painter', 'paint_form']
 
 # %% ../../nbs/papers/63_dermgan.ipynb #027a8555
 import os, re, time
@@ -980,6 +980,24 @@ def make_study(
     write_json(folder/'study.json', dict(kind=kind, seed=seed, shown=shown, questions=asks, id=core.digest([kind, seed, shown, asks], 16)))
     return folder
 
+# %% ../../nbs/papers/63_dermgan.ipynb #9308f38c
+def study_pictures(
+    cfg, # a run that uses a generator
+    ds, # LesionSet
+    gan, # folder of the run that trained it
+    n:int=20, # pictures of either kind, a condition
+    seed:int=0, # of the choice
+)->dict: # condition -> (real, synthetic), (n, S, S, 3) uint8 each, as `make_study` takes them
+    "Random real windows of `fid_eval` and random generated ones, of every condition that the generator knows [P3-36, P3-71]."
+    data = SimpleNamespace(ds=ds, split=split_of(cfg, ds)[1], notes=annotations(ds, min(64, cfg.store_size)), x=ds.images(cfg.store_size))
+    G, pool, out = load_generator(cfg, gan), crops_of(cfg, data, 'map_pool'), {}
+    for c in np.intersect1d(conditions_of(cfg, ds, cfg.model), pool.conditions):
+        part = crops_of(cfg, data, 'fid_eval', [c])
+        rows = core.rng(seed, 'study', int(c)).permutation(len(part))[:n]
+        if len(rows) < n: raise UserError(f"{ds.name} has {len(rows)} windows of {ds.classes[c]} in fid_eval, and the study wants {n}: lower n")
+        out[ds.classes[c]] = np.ascontiguousarray(part[np.sort(rows)][..., :3]), generate(G, draw_maps(pool, np.full(n, c), cfg.size, core.seed_of(seed, 'study', int(c)), cfg.shift), seed)
+    return out
+
 # %% ../../nbs/papers/63_dermgan.ipynb #3a2b4001
 class Rating:
     "One rater's way through a study: the page that is shown, what is chosen on it, and a file that always holds both."
@@ -1060,16 +1078,15 @@ def simulate_raters(
     spread:float=.1, # sd of the first two over raters
     seed:int=0,
 ):
-    "People who do not exist click through a study."
+    "People who do not exist fill in a study."
     import pandas as pd
     key = pd.read_csv(Path(folder)/'key.csv', keep_default_na=False).set_index('image')
     for k in range(raters):
         g, r = core.rng(seed, 'rater', k), Rating(folder, f'simulated-{k}')
         p = dict(zip(('True', 'False'), np.clip([real, synthetic] + g.normal(0, spread, 2), 0, 1)))
         while not r.done:
-            for i in r.images:
-                if g.random() < (p[str(key.real[i])] if key.asked[i] in ('', key.condition[i]) else other): r.click(i, True)
-            r.turn()
+            r.chosen |= {i for i in r.images if g.random() < (p[str(key.real[i])] if key.asked[i] in ('', key.condition[i]) else other)}
+            r.turn() # a page at once: a click each would be a file written for every image
 
 # %% ../../nbs/papers/63_dermgan.ipynb #558fac93
 def score_study(

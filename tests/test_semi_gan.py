@@ -156,10 +156,18 @@ def test_groups_of_several_classes_still_give_the_number(ds):
 
 
 def test_whole_groups():
-    g, y = np.array(list('aabbbcd')), np.array([0, 0, 1, 1, 1, 0, 1])
-    assert p2._whole_groups(g, y, np.array([2, 1])).tolist() == [True]*2 + [False]*4 + [True] # b is too large, c comes too late
-    assert p2._whole_groups(np.array(list('aabb')), np.array([0, 1, 0, 0]), np.array([2, 0])).tolist() == [False]*2 + [True]*2
-    assert p2._whole_groups(np.array(list('aabb')), np.array([0, 1, 0, 1]), np.array([2, 0])).tolist() == [True]*2 + [False]*2 # no group fits the shares: the total counts
+    member, y = np.array([0, 0, 1, 1, 1, 2, 3]), np.array([0, 0, 1, 1, 1, 0, 1])
+    assert p2._whole_groups(member, y, np.array([2, 1]), range(4)).tolist() == [True]*2 + [False]*4 + [True] # the second is too large, the third comes too late
+    assert p2._whole_groups(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 0]), np.array([2, 0]), range(2)).tolist() == [False]*2 + [True]*2
+    assert p2._whole_groups(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([2, 0]), range(2)).tolist() == [True]*2 + [False]*2 # no group fits the shares: the total counts
+
+
+def test_large_lesions_are_not_preferred(ham_like):
+    "A draw by image would meet lesions of three images three times as soon."
+    lesion = groups(ham_like, 'lesion'); size = dict(zip(*np.unique(lesion, return_counts=True)))
+    test = split_of(arms('paper', 'strict')['semi_gan'], ham_like)[1].rows['test']
+    of_test, of_all = (np.mean([size[k] for k in np.unique(l)]) for l in (lesion[test], lesion))
+    assert of_test == pytest.approx(of_all, rel=.03)
 
 
 def test_leak_counts_images_of_seen_lesions(ds):

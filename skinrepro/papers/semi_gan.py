@@ -384,25 +384,24 @@ def split_of(
     from skinrepro.data.splits import Split, check_disjoint, groups
     if cfg.n_train + cfg.n_test > len(ds): raise UserError(f"n_train={cfg.n_train} and n_test={cfg.n_test} are more than the {len(ds)} images of {ds.name}: choose smaller ones")
     g, K = groups(ds, cfg.group), len(ds.classes)
-    want, order = quotas(np.bincount(ds.y, minlength=K), cfg.n_test), core.rng(cfg.split_seed, 'P2', cfg.group).permutation(len(ds))
-    chosen = _whole_groups(g[order], ds.y[order], want)
-    test, rest = order[chosen], order[~chosen]
+    want, r, (names, member) = quotas(np.bincount(ds.y, minlength=K), cfg.n_test), core.rng(cfg.split_seed, 'P2', cfg.group), np.unique(g, return_inverse=True)
+    chosen = _whole_groups(member, ds.y, want, r.permutation(len(names)))
+    test, rest = np.flatnonzero(chosen), r.permutation(np.flatnonzero(~chosen))
     if len(test) < cfg.n_test or len(rest) < cfg.n_train: raise UserError(f"whole groups of {cfg.group} give {len(test)} test images, and {cfg.n_test} are asked for: choose another split_seed or n_test")
     quota = quotas(np.bincount(ds.y[rest], minlength=K), cfg.n_train)
     train = np.sort(np.concatenate([rest[ds.y[rest] == c][:q] for c, q in enumerate(quota)]))
-    sets = dict(train=train, test=np.sort(test))
+    sets = dict(train=train, test=test)
     if cfg.validation: sets = _inner(ds, sets, g, cfg)
     split = Split(sets, dict(kind='P2', n_train=cfg.n_train, n_test=cfg.n_test, validation=cfg.validation, group=cfg.group, seed=cfg.split_seed), ds.manifest.image_id.to_numpy(), cfg.group)
     check_disjoint(split, ds, cfg.group)
     return split.rows['train'], split
 
-def _whole_groups(g, y, want): # (N,) who is in the test set; groups in the order of their first image
-    _, first, member = np.unique(g, return_index=True, return_inverse=True)
-    table = np.zeros((len(first), len(want)), int); np.add.at(table, (member, y), 1) # images of each group and class
-    take, left = np.zeros(len(first), bool), want.copy()
-    for k in np.argsort(first): # taken whole while they fit
+def _whole_groups(member, y, want, order): # (N,) who is in the test set; `order` of the groups
+    table = np.zeros((len(order), len(want)), int); np.add.at(table, (member, y), 1) # images of each group and class
+    take, left = np.zeros(len(order), bool), want.copy()
+    for k in order: # taken whole while they fit
         if (table[k] <= left).all(): take[k] = True; left -= table[k]
-    for k in np.argsort(first) if left.sum() else (): # groups of several classes may leave a gap: the total counts more than the shares
+    for k in order if left.sum() else (): # groups of several classes may leave a gap: the total counts more than the shares
         if not take[k] and table[k].sum() <= left.sum(): take[k] = True; left -= table[k]
     return take[member]
 
@@ -623,8 +622,8 @@ def judge_images(
     n, test = len(ds.classes), split.rows['test']
     G = load_generator(cfg, inputs.get('network'), n); made = draw(G, cfg.gan_images, cfg, n)
     judge_cfg = _judge_for(cfg); judge = load_network(judge_cfg, inputs.get('judge'), n)
-    ex = extractor(judge[1], f'{judge_cfg.net} of {cfg.judge} ({judge_cfg.weights}) on {ds.name}', cfg.size)
-    metrics = [v.row() for v in report(features(made, ex, 'generated'), features(ds.images(cfg.size), ex, 'test images', test), seed=cfg.seed)]
+    ex = extractor(judge[1], f'{judge_cfg.net} from {judge_cfg.weights}, fine-tuned on {ds.name}, {cfg.group} split, seed {cfg.seed}', cfg.size)
+    metrics = [v.row('test' if v.name.startswith(('fid_floor', 'diversity_real')) else 'generated') for v in report(features(made, ex, 'generated'), features(ds.images(cfg.size), ex, 'test images', test), seed=cfg.seed)]
     seen, on_test = (softmax(logits_of(judge, v, rows)[:, :n], 1) for v, rows in ((made, None), (ds.images(cfg.size), test)))
     called = seen.argmax(1); share, in_test = (np.bincount(p.argmax(1), minlength=n)/len(p) for p in (seen, on_test))
     metrics += [dict(name=f'judged_{c}', value=float(s), n=len(made), split='generated') for c, s in zip(ds.classes, share)]

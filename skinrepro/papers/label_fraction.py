@@ -663,7 +663,7 @@ def explain(
     "Saliency maps of a classifier, with the scores of maps and of pictures without surroundings [P1-42, P1-49 to P1-55]."
     from skinrepro.evaluation.saliency import prepare, randomise
     x, test, folder, began = ds.images(cfg.store_size), split.rows['test'], (inputs or {}).get('classifier'), time.perf_counter()
-    model = load_classifier(cfg, len(ds.classes), folder)
+    model = load_classifier(cfg, len(ds.classes), folder).to(core.default_device())
     pred, y, iba = features_of(model, x, cfg.size, test)[1].argmax(1), ds.y[test], iba_settings(cfg)
     rows, masked = examples(ds, test, cfg.iba_per_class, cfg.split_seed), has_mask(ds)
     usual = as_seen(x, np.sort(core.rng(cfg.seed, 'usual').permutation(split.rows['train'])[:iba.images]), cfg.size)

@@ -368,7 +368,7 @@ def _open(path):
 
 def test_a_kit_from_a_trained_generator(ds, chain, tmp_path):
     cfg = tiny(); made = d.study_pictures(cfg, ds, chain['where']['gan'], 1)
-    assert set(made) <= set(ds.classes) and len(made) > 4 and all(a.shape == b.shape == (1, 32, 32, 3) for a, b in made.values())
+    assert set(made) <= set(ds.classes) and len(made) >= 4 and all(a.shape == b.shape == (1, 32, 32, 3) for a, b in made.values())
     again = d.study_pictures(cfg, ds, chain['where']['gan'], 1); assert all(np.array_equal(a, b) for c in made for a, b in zip(made[c], again[c]))
     kit = d.make_study(tmp_path/'kit', made, each=1); d.simulate_raters(kit, 1); assert len(d.read_answers(kit)) == 2*len(made)
     with pytest.raises(UserError, match='lower n'): d.study_pictures(cfg, ds, chain['where']['gan'], 500)
@@ -434,9 +434,11 @@ def test_painter(ds):
 
 def test_the_form_of_the_painter(ds):
     pytest.importorskip('ipywidgets', reason='ipywidgets is not installed')
-    p = d.Painter(d.unet(32, 4), ds.classes, 32); form = d.paint_form(p); (across, skin), (down, condition), (left, right), (again, said) = (row.children for row in form.children)
-    seen = [right.value]
-    for act in (lambda: setattr(skin, 'value', 6), lambda: setattr(condition, 'value', 'scc'), lambda: setattr(across, 'value', (.1, .4)), lambda: setattr(down, 'value', (.9, 1.)), again.click): act(); seen.append(right.value)
+    G = d.unet(32, 4)
+    for w in G.parameters(): w.data *= 5 # initial weights are so small that every picture is grey
+    p = d.Painter(G, ds.classes, 32); form = d.paint_form(p); (across, skin), (down, condition), (left, right), (again, said) = (row.children for row in form.children)
+    seen = [bytes(right.value)]
+    for act in (lambda: setattr(skin, 'value', 6), lambda: setattr(condition, 'value', 'scc'), lambda: setattr(across, 'value', (.1, .4)), lambda: setattr(down, 'value', (.9, 1.)), again.click): act(); seen.append(bytes(right.value))
     assert len(set(seen)) == 6 and (p.skin, p.classes[p.condition], p.draw) == (6, 'scc', 1) and 'nearly absent' in said.value
     across.value = (1., 1.); assert p.box[2] == 1 and p.box[0] < 1 # a box never vanishes
 

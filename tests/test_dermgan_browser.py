@@ -71,7 +71,7 @@ def lab(tmp_path):
     x = lambda v: np.full((4, 32, 32, 3), v, np.uint8)
     make_study(tmp_path/'kit', dict(mel=(x(60), x(200)), nv=(x(90), x(230))), each=3, shown=6)
     cells = dict(study="from skinrepro.papers.dermgan import Rating, live, study_form\nassert live()\nstudy_form(Rating('kit', 'browser'))",
-                 paint="from skinrepro.papers.dermgan import Painter, paint_form, unet\npaint_form(Painter(unet(32, 4), ['mel', 'nv'], 32))")
+                 paint="from skinrepro.papers.dermgan import Painter, paint_form, unet\nG = unet(32, 4)\nfor w in G.parameters(): w.data *= 5 # initial weights are so small that every picture is grey\npaint_form(Painter(G, ['mel', 'nv'], 32))")
     for name, text in cells.items(): nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), tmp_path/f'{name}.ipynb')
     port, home = free_port(), tmp_path/'jupyter'
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')]), JUPYTER_CONFIG_DIR=str(home), JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'run'))
@@ -123,11 +123,13 @@ def test_a_reader_moves_the_box(lab):
     wait(lambda: len(sources()) == 2 and all(sources()), 'the form'); first = pixels()
     def choose(k, text): page.js(f"(() => {{ const e = document.querySelectorAll('.jp-OutputArea .widget-dropdown select')[{k}]; e.selectedIndex = Array.from(e.options).findIndex(o => o.text.trim() === '{text}'); e.dispatchEvent(new Event('change', {{bubbles: true}})); }})()")
     seen = [first]
-    def changed(what): wait(lambda: (now := pixels()) and now[0] != seen[-1][0] and now[1] != seen[-1][1], what); seen.append(pixels())
+    def changed(what): seen.append(wait(lambda: (now := pixels()) and now[0] != seen[-1][0] and now[1] != seen[-1][1] and now, what))
     choose(0, 'VI'); changed('a darker map and another picture'); assert 'nearly absent' in page.js('document.body.innerText')
     choose(1, 'nv'); changed('another condition')
     page.js("document.querySelectorAll('.jp-OutputArea .noUi-handle')[0].focus()")
     for _ in range(5): page.send('Input.dispatchKeyEvent', type='keyDown', key='ArrowLeft', code='ArrowLeft', windowsVirtualKeyCode=37); page.send('Input.dispatchKeyEvent', type='keyUp', key='ArrowLeft', code='ArrowLeft', windowsVirtualKeyCode=37)
     changed('the box, drawn wider by its handle')
     if (keep := os.environ.get('SKINREPRO_SHOTS')): page.shot(Path(keep)/'paint.png')
-    map_ = pixels()[0]; page.mouse(BUTTON, 0); wait(lambda: pixels()[0] == map_ and pixels()[1] != seen[-1][1], 'another draw of the same map'); page.close()
+    def still(): now = pixels(); time.sleep(3); return now if pixels() == now else None
+    map_, picture = wait(still, 'an end of the redrawing'); page.mouse(BUTTON, 0)
+    wait(lambda: (now := pixels()) and now[0] == map_ and now[1] != picture, 'another draw of the same map'); page.close()

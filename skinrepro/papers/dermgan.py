@@ -1025,8 +1025,8 @@ class Rating:
 
     def _save(self):
         if (was := self._stored()) and was['clicks'] != self.clicks: raise UserError(f"'{self.rater}' has answered in another window: open the form again")
-        self.clicks += 1
-        write_json(self.file, dict(study=self.study['id'], rater=self.rater, page=self.page, pages=len(self.pages), clicks=self.clicks, chosen=sorted(self.chosen)))
+        write_json(self.file, dict(study=self.study['id'], rater=self.rater, page=self.page, pages=len(self.pages), clicks=self.clicks + 1, chosen=sorted(self.chosen)))
+        self.clicks += 1 # only when it is on the disk
 
     @property
     def done(self)->bool: return self.page == len(self.pages)

@@ -478,7 +478,7 @@ class Config(core.Config):
 PRESETS = dict(
     smoke=dict(dataset='phantom', model='all', rare=6, size=32, store_size=32, width=4, kimg=1.6, batch=16, fid_n=16, trials=10, extractor='own', control=4,
                added=40, backbone='small', clf_size=32, clf_epochs=4, clf_batch=32, clf_lr=3e-3, boot=200),
-    small=dict(model='all', rare=6, size=64, store_size=128, width=16, kimg=60., fid_n=400, extractor='own', control=16, added=3000, clf_size=64, clf_epochs=8),
+    small=dict(model='all', rare=6, size=64, store_size=128, width=16, kimg=50., fid_n=400, extractor='own', control=16, added=3000, clf_size=64, clf_epochs=8),
     paper=dict())
 
 PROTOCOLS = dict(paper=dict(step_matched=False), strict=dict(step_matched=True)) # the split is by patient in both: the text is silent [P3-08]

@@ -33,7 +33,7 @@ TARGET, TARGET_SIZE = 1.5, 64 # least images/s of fast to plain, on a CPU, at th
 ROUNDS = 5 # fewer give no verdict
 CYCLE = 8 # steps after which every interval of R1 has come round
 GAMMA, GAN_LR, PERIOD = 1., .002, 4 # γ of R1, Adam's rate, and the interval of R1, as in the preset 'small' of papers/gan_ssl
-FULL = dict(size=64, width=64, batch=16, rounds=ROUNDS, steps=CYCLE, images=20_000, seeds=3, pairs=10_000, generated=1000, real=2000)
+FULL = dict(size=64, width=64, batch=16, rounds=ROUNDS, steps=CYCLE, images=6_000, seeds=3, pairs=10_000, generated=1000, real=2000)
 TINY = dict(size=8, width=8, batch=4, rounds=1, steps=CYCLE, images=32, seeds=1, pairs=64, generated=32, real=80)
 PRELOAD = ['torch._dynamo', 'skinrepro.methods.stylegan', 'skinrepro.data.phantom', 'skinrepro.data.views', 'skinrepro.methods.simclr', 'skinrepro.companion.records', 'rich.table']
 

@@ -99,12 +99,12 @@ def progress_line()->str: # for the end of a test run
     return f"checklist: {t.to_numpy().sum()} items, " + ', '.join(f'{n} {s}' for s, n in t.sum().items()) + '; open by paper: ' + ', '.join(f'{p} {n}' for p, n in t.open.items())
 
 # %% ../../nbs/companion/56_checklist.ipynb #c2758d84
-def _values(paper, fields)->dict: # protocol -> 'field = value' of the arm that uses the paper's defaults
+def _values(paper, fields)->dict: # protocol -> 'field = value', or the values of the paper's main arms where they differ
     if paper not in runner.PAPERS or not fields: return {}
     mod, out = runner.paper_module(paper), {}
     for p in mod.PROTOCOLS:
-        cfg = list(mod.arms('paper', p).values())[-1]
-        out[p] = ', '.join(f'{f} = {getattr(cfg, f)}' for f in fields.split())
+        cfgs = [c for a, c in mod.arms('paper', p).items() if a in mod.MAIN]
+        out[p] = ', '.join(f"{f} = {' or '.join(dict.fromkeys(str(getattr(c, f)) for c in cfgs))}" for f in fields.split())
     return out
 
 def deviations(

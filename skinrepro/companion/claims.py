@@ -275,9 +275,10 @@ def judge(
     except KeyError as e: return no(f'cannot be tested here (no {e.args[0]} in the records)', f'Cannot be tested here: the records hold no {e.args[0]}.')
     if absent := [f'{a} on {d}' for (a, d), g in groups.items() if not g]: return no('not run', f"Not run: there is no run of {', '.join(absent)}.")
     at = dict.fromkeys(d for _, d in groups)
-    what = re.sub(r'\s*\+\s*', ' plus ', re.sub(r'\s+-\s+', ' minus ', claim['contrast'] if len(at) > 1 else re.sub(r'@\w+', '', claim['contrast'])))
+    many = len(terms(claim['contrast'])) > 2
+    what = f"the contrast of the claim ({re.sub(r'[.]$', '', claim['sentence'])})" if many else re.sub(r'\s*\+\s*', ' plus ', re.sub(r'\s+-\s+', ' minus ', claim['contrast'] if len(at) > 1 else re.sub(r'@\w+', '', claim['contrast'])))
     return dict(id=claim['id'], **decide(list(groups.values()), claim['direction'], claim['offset'], claim['margin'], preset=preset, dataset=' and '.join(at),
-        paper_dataset=' and '.join(at) if at.keys() <= set(claim['datasets']) else (), protocol=protocol, what=what, metric=claim['metric']))
+        paper_dataset=' and '.join(at) if at.keys() <= set(claim['datasets']) else (), protocol=protocol, what=what, metric=re.sub(r'^(recall|precision|f1)_.*', r'\1', claim['metric']) if many else claim['metric'])) # of several classes
 
 # %% ../../nbs/companion/53_claims.ipynb #f66cf6fc
 def whole(

@@ -77,7 +77,7 @@ def plan(
     for seed in seeds:
         for protocol in protocols:
             made = mod.arms(preset, protocol)
-            for arm in made if arms == 'all' or (arms and 'all' in arms) else arms or mod.MAIN:
+            for arm in made if arms and 'all' in arms else arms or mod.MAIN:
                 if arm not in made: raise UserError(f"unknown arm '{arm}' of {paper}: {suggest(arm, made)}")
                 cfg = made[arm].but(**dict(overrides or {}, seed=seed, **(dict(dataset=dataset) if dataset else {})))
                 merged.setdefault(cfg, []).append(protocol)

@@ -117,13 +117,13 @@ def rows(
     "Ours beside theirs, as numbers."
     paper = paper_key(paper); dataset = dataset or default_dataset(paper, preset)
     theirs = paper_dataset(paper, dataset) or (dataset if dataset in STANDS_FOR else None)
-    out = []
-    for protocol in protocols or protocols_of(paper):
-        of = runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides)
+    out, all_of = [], {p: runs_of(paper, preset, dataset, p, seeds, data_hash, overrides) for p in protocols or protocols_of(paper)}
+    for protocol, of in all_of.items():
         main = runner.paper_module(paper).MAIN if of else [a for a in load_published(paper).arm.unique() if a]
         for arm in [a for a in of if a in main or any(s != 'not run' for _, s, _, _ in of[a])] or main:
             runs = of.get(arm, []); fresh = _fresh(runs)
-            for metric in _metrics(paper, theirs, fresh, arm) or (['accuracy'] if of else []):
+            anywhere = [r for other in all_of.values() for r in _fresh(other.get(arm, []))] # of every protocol, so that a gap stands in the right rows
+            for metric in _metrics(paper, theirs, anywhere, arm) or (['accuracy'] if of else []):
                 got = [values(r)[metric] for r in fresh if metric in values(r)]
                 out.append(dict(paper=paper, dataset=dataset, preset=preset, arm=arm, protocol=protocol, metric=metric, **_theirs(paper, arm, theirs, metric), **summary(got),
                                 majority_share=float(np.mean([values(r).get('majority_share', np.nan) for r in fresh])) if fresh else np.nan,

@@ -116,7 +116,7 @@ def as_fraction(
 
 # %% ../../nbs/companion/50_published.ipynb #ad57b581
 STANDS_FOR = { # the paper's name of a data set: ours that are it
-    'HAM10000': ('ham10000',), 'BCN20000': ('isic2019_all', 'isic2019_bcn'), 'ISIC-2018': ('ham10000',), 'ISIC-2019': ('isic2019_all',),
+    'HAM10000': ('ham10000',), 'BCN20000': ('isic2019_all', 'isic2019_bcn'), 'ISIC-2018': ('ham10000',), 'ISIC-2019': ('isic2019_all', 'isic2019_ham'),
     'hospital': (), 'teledermatology': (), 'ImageNet': ()}
 
 def paper_dataset(

@@ -92,11 +92,11 @@ HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'fid', 'kid') # shown w
 LOWER = ('fid', 'kid') # the smaller, the better; so is every standard deviation
 
 def _metrics(paper, theirs, runs, arm): # what a table shows of one arm
-    seen = {m for r in runs for m in values(r)}
-    df = load_published(paper)
-    printed = df[(df.arm == arm) & (df.dataset == theirs) & (df.split == 'test')].metric
+    seen, df = {m for r in runs for m in values(r)}, load_published(paper)
+    of = (df.dataset == theirs) & (df.arm == arm) if theirs else df.arm != '' # where nothing is printed of these data, what the paper prints at all
+    printed = df[of & (df.split == 'test')].metric
     one_class = re.compile(r'^(precision|recall|f1)_')
-    return [m for m in HEADLINE if m in seen or m in set(printed)] + [m for m in printed.unique() if m in seen and m not in HEADLINE and not one_class.match(m)]
+    return [m for m in HEADLINE if m in seen or (theirs and m in set(printed))] + [m for m in printed.unique() if m in seen and m not in HEADLINE and not one_class.match(m)]
 
 def summary(
     values_, # one a run

@@ -905,14 +905,14 @@ def compare(
 ): # (DataFrame of tests on accuracy, one row a seed; DataFrame of F1 by class, seeds averaged)
     "Paired tests on the same test images [P3-47 to P3-54]."
     import pandas as pd
-    from scipy.stats import ttest_rel
-    from skinrepro.companion.claims import mcnemar
+    from scipy.stats import binomtest, ttest_rel
     y = np.asarray(y, np.int64); a, b = (np.atleast_2d(np.asarray(v, np.int64)) for v in (a, b))
     if a.shape != b.shape or a.shape[1:] != y.shape: raise UserError(f"{len(y)} labels, predictions of shape {a.shape} and {b.shape}: compare the same test images and seeds")
     tests = []
     for u, v in zip(a, b):
         cu, cv = (u == y).astype(float), (v == y).astype(float)
-        tests.append(dict(accuracy_baseline=cu.mean(), accuracy_augmented=cv.mean(), paired_t_p=float(ttest_rel(cv, cu).pvalue) if (cu != cv).any() else 1., mcnemar_p=mcnemar(y, v, u)['p'], n=len(y)))
+        tests.append(dict(accuracy_baseline=cu.mean(), accuracy_augmented=cv.mean(), n=len(y),
+            **dict(paired_t_p=float(ttest_rel(cv, cu).pvalue), mcnemar_p=float(binomtest(int((cv > cu).sum()), int((cv != cu).sum())).pvalue)) if (cu != cv).any() else dict(paired_t_p=1., mcnemar_p=1.)))
     k, g = max(len(classes), int(max(y.max(), a.max(), b.max())) + 1), core.rng(seed, 'compare')
     both = lambda i: np.stack([_mean_f1(y[i], p[:, i], k) for p in (a, b)])
     draws = np.stack([both(g.integers(len(y), size=len(y))) for _ in range(n_boot)]) # (n_boot, 2, k)

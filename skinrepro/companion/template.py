@@ -35,7 +35,7 @@ def notebook(
 
 # %% ../../nbs/companion/59_template.ipynb #f6fd7d0b
 def _fill(name, words): # a template with its capitals replaced
-    text = (files('skinrepro.companion')/'template'/f'{name}.txt').read_text(encoding='utf-8')
+    text = (files('skinrepro.companion')/'stub'/f'{name}.txt').read_text(encoding='utf-8')
     for k, v in words.items(): text = re.sub(rf'\b{k}\b', lambda _: v, text)
     return text
 

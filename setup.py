@@ -31,7 +31,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     python_requires='>=' + cfg['min_python'],
     packages=find_packages(include=['skinrepro', 'skinrepro.*']),
-    package_data={'skinrepro': ['**/*.csv', '**/*.json', 'runs/*.ipynb']},
+    package_data={'skinrepro': ['**/*.csv', '**/*.json', '**/*.txt', 'runs/*.ipynb']},
     install_requires=lines('requirements'),
     extras_require={name: lines(f'{name}_requirements') for name in ('engine', 'dev', 'test')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['skinrepro=skinrepro._modidx:d']},

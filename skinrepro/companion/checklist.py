@@ -9,14 +9,13 @@ __all__ = ['CHECKLIST_FIELDS', 'STATUS', 'load_checklist', 'cited', 'notebook_te
 # %% ../../nbs/companion/56_checklist.ipynb #41ffcea7
 import re
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
 import skinrepro
 from . import runner
-from .published import PAPERS, paper_key
+from .published import PAPERS, companion_rows, paper_key
 from ..core import read_json
 
 # %% ../../nbs/companion/56_checklist.ipynb #83f0fd19
@@ -32,7 +31,7 @@ STATUS = dict(
 # %% ../../nbs/companion/56_checklist.ipynb #baf9d753
 @cache
 def _checklist():
-    with (files('skinrepro.companion')/'checklist.csv').open(encoding='utf-8') as f: return pd.read_csv(f, dtype=str, keep_default_na=False)
+    return companion_rows('checklist')
 
 def load_checklist(
     paper:str=None, # key or prefix; None for all

@@ -10,14 +10,13 @@ __all__ = ['MIN_SEEDS', 'EQUAL_MARGIN', 'DIRECTIONS', 'CLAIM_FIELDS', 'NEEDS_WEI
 # %% ../../nbs/companion/53_claims.ipynb #c83d9b83
 import re
 from functools import cache
-from importlib.resources import files
 from math import inf, sqrt
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .published import PAPERS, load_published, paper_key
+from .published import PAPERS, companion_rows, load_published, paper_key
 from ..core import UserError, rng, suggest
 from ..evaluation.metrics import confusion, interval, metric_fn
 
@@ -223,7 +222,7 @@ NEEDS_WEIGHTS = 'pretrained weights' # the one requirement that a record can mee
 
 @cache
 def _claims():
-    with (files('skinrepro.companion')/'claims.csv').open(encoding='utf-8') as f: return check_claims(pd.read_csv(f, dtype=str, keep_default_na=False))
+    return check_claims(companion_rows('claims'))
 
 def check_claims(
     df, # rows with the columns of `CLAIM_FIELDS`, as text

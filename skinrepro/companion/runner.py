@@ -13,11 +13,12 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
+from . import published
 from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, work_folder
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
 # %% ../../nbs/companion/52_runner.ipynb #3f0f4636
-PAPERS = ('gan_ssl', 'label_fraction', 'semi_gan', 'dermgan', 'double_pretraining') # papers that can be run, in the order of their notebooks
+PAPERS = tuple(k for k in published.PAPERS if Path(str(files('skinrepro')), 'papers', f'{k}.py').is_file()) # papers that can be run, in the order of their notebooks
 
 @dataclass(frozen=True)
 class Cell:

@@ -139,12 +139,12 @@ def left(
     "Time to the end, if every run takes what `estimate` says and workers are never idle without need."
     rest = {i: max(1., j.seconds - (j.at.seconds if j.state == 'running' and j.at else 0)) for i, j in jobs.items() if not j.over and j.seconds}
     if not rest: return None
-    free, end = [0.]*max(1, workers), {}
-    for i in rest: # in the order of the grid
-        ready = max([end.get(n.id, 0.) for n in jobs[i].cell.needs.values()], default=0.)
-        k = min(range(len(free)), key=free.__getitem__)
-        free[k] = end[i] = max(free[k], ready) + rest[i]
-    return max(free)
+    now, busy, todo = 0., [], list(rest)
+    while todo or busy: # what is ready starts, in the order of the grid; then the first one ends
+        open_ = {*todo, *(i for _, i in busy)}
+        for i in [i for i in todo if not any(n.id in open_ for n in jobs[i].cell.needs.values())][:max(1, workers) - len(busy)]: busy.append((now + rest[i], i)); todo.remove(i)
+        now, i = end = min(busy); busy.remove(end)
+    return now
 
 def span(
     seconds:float, # a duration

@@ -1,0 +1,291 @@
+"Grids: what is run when, what is tried again, and what is left when processes are killed."
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy
+from lab import alive, finish, records, wait_for
+
+from skinrepro.companion import grid
+from skinrepro.companion.grid import Job, advance, collect, exposed, left, outlook, read_grid, seeds_of, survey
+from skinrepro.companion.records import run_id
+from skinrepro.companion.runner import Cell, Lease, kind_of, plan
+from skinrepro.core import UserError, read_json, write_json
+
+
+@pytest.fixture(scope='module')
+def lib(tmp_path_factory): return toy.library(tmp_path_factory.mktemp('toy'))
+
+
+def go(lib, home, **words):
+    proc = toy.drive(lib, home, json.dumps(words))
+    status, out, err = finish(proc, 240)
+    return status, out, err
+
+
+def process(home, what): # the first process of a grid whose command line holds a word
+    for pid in alive(home):
+        try:
+            if what in Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace('\0', ' '): return pid
+        except OSError: pass
+
+
+def whole(home, n): # n records, each once, and nothing half written
+    found = [read_json(p) for p in records(home)]
+    assert len(found) == n == len({r['id'] for r in found}) and all(r['state'] == 'done' for r in found)
+    litter = [p for p in Path(home).rglob('*') if p.is_file() and (p.name.startswith('.') or p.name in ('lease.json', 'record.json.tmp'))]
+    assert not litter
+    return found
+
+
+# what is run when
+
+class Fake:
+    "A pool in which runs end when the test says so."
+    def __init__(self, workers): self.workers, self.free, self.started, self.ends = workers, [None]*workers, [], {}
+    def start(self, job):
+        if job.cell.cfg.arm in getattr(self, 'held', ()): return False
+        self.free.pop(); self.started.append(job.cell.cfg.arm); job.at = type('At', (), dict(seconds=1.)); return True
+    def look(self, job):
+        if not (end := self.ends.pop(job.cell.cfg.arm, None)): return None
+        self.free.append(None); return end
+    def stop(self, jobs): pass
+
+
+def jobs_of(**needs): # name -> names it needs
+    from types import SimpleNamespace
+    made = {}
+    for name, wants in needs.items():
+        cell = SimpleNamespace(id=name, cfg=SimpleNamespace(arm=name, dataset='x', stage='evaluate'), needs={w: made[w].cell for w in wants}, name=name, paper='x', preset='smoke')
+        made[name] = Job(cell, True)
+    return made
+
+
+DONE = dict(state='done')
+
+
+def lost(kind='lost'): return dict(state='failed', error='it happened', kind=kind)
+
+
+def test_what_is_needed_comes_first_and_slots_are_not_exceeded():
+    jobs, pool, said = jobs_of(e=[], a=['e'], b=['e'], c=[]), Fake(2), []
+    advance(jobs, pool, said.append); assert pool.started == ['e', 'c']
+    pool.ends = dict(c=DONE); advance(jobs, pool, said.append); assert pool.started == ['e', 'c'] and len(pool.free) == 1
+    pool.ends = dict(e=DONE); advance(jobs, pool, said.append); assert pool.started == ['e', 'c', 'a', 'b']
+    pool.ends = dict(a=DONE, b=DONE); advance(jobs, pool, said.append)
+    assert [j.state for j in jobs.values()] == ['done']*4 and said[-1].startswith('[4/4] done') and len(said) == 4
+
+
+def test_what_was_lost_is_tried_again_and_a_bug_is_not():
+    jobs, pool, said = jobs_of(a=[], b=['a'], c=[]), Fake(2), []
+    for _ in range(3): advance(jobs, pool, said.append); pool.ends = dict(a=lost(), c=lost('code'))
+    advance(jobs, pool, said.append)
+    assert pool.started.count('a') == 3 and pool.started.count('c') == 1 and jobs['a'].state == jobs['c'].state == 'failed'
+    advance(jobs, pool, said.append)
+    assert jobs['b'].state == 'failed' and 'needs a, which is failed' in jobs['b'].why and sum(s.startswith('again') for s in said) == 2
+
+
+def test_a_run_without_memory_goes_by_itself():
+    jobs, pool, said = jobs_of(a=[], b=[], c=[]), Fake(2), []
+    advance(jobs, pool, said.append); pool.ends = dict(a=lost('memory'))
+    advance(jobs, pool, said.append); assert pool.started == ['a', 'b', 'c'] and 'by itself' in said[-1]
+    pool.ends = dict(b=DONE); advance(jobs, pool, said.append); assert pool.started.count('a') == 1 # c still runs
+    pool.ends = dict(c=DONE); advance(jobs, pool, said.append); assert pool.started == ['a', 'b', 'c', 'a']
+    pool.ends = dict(a=lost('memory')); advance(jobs, pool, said.append); assert jobs['a'].state == 'failed'
+
+
+def test_what_somebody_else_runs_is_waited_for_without_a_slot(monkeypatch):
+    jobs, pool = jobs_of(a=[], b=[]), Fake(1); pool.held = ('a',)
+    advance(jobs, pool, print); assert pool.started == ['b'] and jobs['a'].why == 'another process runs it'
+    pool.held, pool.ends, jobs['a'].later = (), dict(b=DONE), 0.
+    advance(jobs, pool, print); assert pool.started == ['b', 'a']
+
+
+def test_time_left():
+    jobs = jobs_of(e=[], a=['e'], f=[], b=['f'])
+    for k, j in enumerate(jobs.values()): j.seconds = 60.*(k + 1)
+    assert left(jobs, 1) == 600 and left(jobs, 2) == 420 and left(jobs, 9) == 420
+    jobs['a'].state = 'done'; jobs['b'].seconds = None
+    assert left(jobs, 1) == 240 and 'about 4 min' in outlook(jobs) and 'no time is known' in outlook(jobs)
+
+
+# words and files
+
+@pytest.mark.parametrize('text, want', [('0-34', tuple(range(35))), ('3', (3,)), ([1, 2], (1, 2)), (5, (5,)), ('0,0,1', (0, 1))])
+def test_seeds(text, want): assert seeds_of(text) == want
+
+
+@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '1.5', '3-1', '0,,1'])
+def test_seeds_that_are_none(text):
+    with pytest.raises(UserError, match='seeds'): seeds_of(text)
+
+
+@pytest.mark.parametrize('text, why', [('x = ', 'not TOML'), ('seed = 1', "did you mean 'seeds'"), ('[grid]\narms = ["a"]', 'double brackets'), ('[[grid]]\nworkers = 2', "unknown word 'workers'")])
+def test_grid_files_that_are_wrong(tmp_path, text, why):
+    (tmp_path/'g.toml').write_text(text)
+    with pytest.raises(UserError, match=why): read_grid(tmp_path/'g.toml')
+    with pytest.raises(UserError, match='cannot be read'): read_grid(tmp_path/'none.toml')
+
+
+def test_command_line_wins(tmp_path):
+    (tmp_path/'g.toml').write_text('seeds = "0-2"\nset = {epochs = 3, lr = 0.1}\n[[grid]]\narms = ["simclr"]\nset = {epochs = 4}\n')
+    grids, house = read_grid(tmp_path/'g.toml', seeds='1', set=dict(lr=.2), workers=None)
+    assert grids == [dict(seeds='1', arms=['simclr'], set=dict(epochs=4, lr=.2))] and house == {}
+
+
+@pytest.mark.parametrize('name, text, want', [('UserError', 'x', 'mendable'), ('OSError', '[Errno 28] No space left on device', 'mendable'), ('OSError', '[Errno 2] No such file', 'code'), ('MemoryError', '', 'memory'),
+    ('OutOfMemoryError', 'CUDA out of memory. Tried', 'memory'), ('RuntimeError', "DefaultCPUAllocator: can't allocate memory", 'memory'), ('ValueError', 'a bug', 'code')])
+def test_kinds_of_failure(name, text, want): assert kind_of(name, text) == want
+
+
+@pytest.mark.parametrize('address, want', [('tcp://127.0.0.1:1', False), ('tcp://[::1]:1', False), ('tcp://10.1.2.3:8786', True), ('tls://10.1.2.3:8786', False), ('tcp://gpu-box:8786', True), ('tcp://[fd00::1]:1', True)])
+def test_who_is_warned(address, want): assert exposed(address) == want
+
+
+# leases
+
+def test_lease_on_one_machine(tmp_path):
+    a, b = Lease(tmp_path), Lease(tmp_path)
+    assert a.take() and not b.take()
+    a.free(); assert b.take() and not a.take()
+
+
+def test_lease_of_another_machine_is_watched_by_our_own_clock(tmp_path, monkeypatch):
+    import skinrepro.companion.runner as runner
+    now = [1000.]; monkeypatch.setattr(runner.time, 'monotonic', lambda: now[0])
+    there = dict(machine='another', host='there', pid=1, token='x', count=1)
+    write_json(tmp_path/'lease.json', there)
+    os.utime(tmp_path/'lease.json', (0, 0)) # its clock says 1970
+    me = Lease(tmp_path)
+    assert not me.take(); now[0] += runner.LEASE - 1; assert not me.take()
+    write_json(tmp_path/'lease.json', dict(there, count=2)); now[0] += 30
+    assert not me.take() # it lives
+    now[0] += runner.LEASE + 1
+    assert me.take() and read_json(tmp_path/'lease.json')['token'] == me.token
+
+
+def test_who_lost_a_lease_is_told(tmp_path):
+    from skinrepro.companion.runner import Lost
+    me = Lease(tmp_path); assert me.take()
+    write_json(tmp_path/'lease.json', dict(machine='another', host='there', pid=1, token='x', count=1)); me.beaten = -1e9
+    with pytest.raises(Lost): me.beat()
+    me.free(); assert (tmp_path/'lease.json').exists() # it is not ours to remove
+
+
+def test_half_a_lease_does_not_stop_a_run_for_ever(tmp_path, monkeypatch):
+    import skinrepro.companion.runner as runner
+    now = [0.]; monkeypatch.setattr(runner.time, 'monotonic', lambda: now[0])
+    (tmp_path/'lease.json').write_text('{"mach'); me = Lease(tmp_path)
+    assert not me.take(); now[0] = runner.LEASE + 1; assert me.take()
+
+
+# real processes
+
+def test_grid_of_twelve_survives_kills(lib, tmp_path):
+    "kill -9 of a kernel, of papermill's process and of the driver, in the middle; the second driver ends it."
+    home = tmp_path/'home'
+    driver = toy.drive(lib, home, json.dumps(dict(set=dict(steps=15, pause=.1))))
+    seen = lambda: len(list(home.glob('artefacts/runs/*/progress.json')))
+    for what in ('ipykernel_launcher', 'execute(sys.argv[1])'):
+        wait_for(lambda: seen() and process(home, what), driver)
+        os.kill(process(home, what), signal.SIGKILL); time.sleep(1)
+    wait_for(lambda: records(home), driver)
+    driver.send_signal(signal.SIGKILL); driver.wait(); _, said = driver.communicate()
+    wait_for(lambda: not alive(home), seconds=20)
+    done = {p: p.read_bytes() for p in records(home)}
+    status, out, err = go(lib, home, set=dict(steps=15, pause=.1))
+    assert status == 0 and json.loads(out.splitlines()[-1]).keys() <= {'done', 'skipped'}, (out, err)
+    found = whole(home, 18) # 12 runs and 6 encoders
+    assert all(p.read_bytes() == b for p, b in done.items()) and not alive(home)
+    assert sum(r['attempts'] > 1 for r in found) >= 2
+
+
+def test_two_drivers_share_a_grid(lib, tmp_path):
+    two = [toy.drive(lib, tmp_path, json.dumps(dict(seeds=2, workers=2, set=dict(steps=3)))) for _ in range(2)]
+    ends = [finish(p) for p in two]
+    assert [e[0] for e in ends] == [0, 0], ends
+    assert all(r['attempts'] == 1 for r in whole(tmp_path, 6))
+    logs = [p.read_text().splitlines() for p in tmp_path.glob('artefacts/runs/*/log.jsonl')]
+    assert all(len(log) == 1 for log in logs)
+
+
+def test_slots_have_gpus_and_threads(lib, tmp_path):
+    status, out, err = go(lib, tmp_path, seeds=2, arms=['a'], workers=2, gpus=['0', '1'], set=dict(steps=10))
+    assert status == 0, err
+    logs = [json.loads(p.read_text()) for p in tmp_path.glob('artefacts/runs/*/log.jsonl')]
+    assert {l['gpu'] for l in logs} == {'0', '1'} and {l['threads'] for l in logs} == {str(max(1, len(os.sched_getaffinity(0))//2))}
+
+
+def test_what_fails_and_what_is_tried_again(lib, tmp_path):
+    words = {t: dict(seeds=1, arms=['a'], set=dict(trouble=t, steps=1)) for t in ('mend', 'code', 'memory', 'full')}
+    said = {t: go(lib, tmp_path/t, **w)[1] for t, w in words.items()}
+    assert 'lower it' in said['mend'] and 'ValueError: a bug' in said['code'] and 'No space left' in said['full']
+    assert all('"failed": 1' in said[t] and 'again' not in said[t] for t in ('mend', 'code', 'full'))
+    assert 'once more, by itself' in said['memory'] and '"done": 1' in said['memory']
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    blocked = tmp_path/'file'; blocked.write_text('')
+    with pytest.raises(UserError, match='cannot be written'): grid.check_folders(blocked/'runs')
+
+
+# records from elsewhere
+
+def test_collect(lib, tmp_path, monkeypatch):
+    status, out, err = go(lib, tmp_path/'there', seeds=2, set=dict(steps=1))
+    assert status == 0, err
+    script = 'import sys, json\nfrom skinrepro.companion.grid import collect\nprint(json.dumps(collect(sys.argv[1:])))'
+    def merge(*folders):
+        env = dict(os.environ, PYTHONPATH=str(lib), SKINREPRO_HOME=str(tmp_path/'here'))
+        r = subprocess.run([sys.executable, '-c', script, *map(str, folders)], env=env, capture_output=True, text=True)
+        return json.loads(r.stdout.splitlines()[-1]), r.stdout
+    assert merge(tmp_path/'there')[0] == dict(new=6, known=0, refused=0)
+    assert merge(tmp_path/'there'/'results')[0] == dict(new=0, known=6, refused=0)
+    a, b = (sorted((tmp_path/w/'results').rglob('run.json')) for w in ('there', 'here'))
+    assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
+    other = read_json(a[0]); other['metrics'][0]['value'] = .1; a[0].write_text(json.dumps(other)); a[1].write_text('{')
+    tally, said = merge(tmp_path/'there')
+    assert tally == dict(new=0, known=4, refused=2) and 'another run under the same id' in said and 'not whole JSON' in said
+    assert b[0].read_bytes() != a[0].read_bytes() and json.loads(b[1].read_text())
+
+
+# a cluster
+
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+
+@pytest.fixture
+def dask(lib, tmp_path):
+    "A scheduler and two workers, as on two hosts; each worker is a process with a nanny."
+    pytest.importorskip('distributed')
+    home, port = tmp_path/'home', free_port(); home.mkdir()
+    env = dict(os.environ, PYTHONPATH=str(lib), SKINREPRO_CACHE=str(lib.parent/'cache'), PYTHONWARNINGS='ignore'); env.pop('OMP_NUM_THREADS', None)
+    command = lambda *w: subprocess.Popen([sys.executable, '-m', 'distributed.cli.' + w[0], *w[1:]], env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    procs = [command('dask_scheduler', '--host', '127.0.0.1', '--port', str(port), '--no-dashboard')]
+    procs += [command('dask_worker', f'tcp://127.0.0.1:{port}', '--nthreads', '2', '--no-dashboard', '--local-directory', str(tmp_path/f'w{k}')) for k in range(2)]
+    yield home, f'tcp://127.0.0.1:{port}', procs
+    for p in procs:
+        try: os.killpg(p.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        p.wait()
+
+
+@pytest.mark.slow
+def test_cluster_survives_a_killed_worker_and_driver(lib, dask):
+    home, address, procs = dask
+    words = dict(cluster=address, set=dict(steps=15, pause=.1))
+    driver = toy.drive(lib, home, json.dumps(words))
+    wait_for(lambda: process(home, 'ipykernel_launcher'), driver, 60)
+    os.killpg(procs[1].pid, signal.SIGKILL) # a host is gone, with all that ran there
+    wait_for(lambda: len(records(home)) > 3, driver)
+    driver.send_signal(signal.SIGKILL); driver.wait(); driver.communicate()
+    status, out, err = go(lib, home, **words)
+    assert status == 0 and json.loads(out.splitlines()[-1]).keys() <= {'done', 'skipped'}, (out, err)
+    whole(home, 18); wait_for(lambda: not alive(home), seconds=20)

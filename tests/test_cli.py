@@ -19,7 +19,7 @@ BAD = {
     'fraction for a count': (['run', '--set', 'epochs=1.5'], 'epochs=1.5 is not int'),
     'not a choice': (['run', '--set', 'group=image2'], "'image' or 'lesion' or 'patient'"),
     'set without value': (['run', '--set', 'epochs'], '--set epochs: write name=value'),
-    'bad seeds': (['run', '--seeds', '0,x'], '--seeds 0,x: give whole numbers'),
+    'bad seeds': (['run', '--seeds', '0,x'], "seeds 'x': give whole numbers"),
     'too many images': (['run', '--set', 'n_images=601', '--arms', 'random'], 'n_images=601, but phantom has 600 images'),
     'missing folder': (['run', '--dataset', 'ham10000', '--data', 'nowhere'], "the data folder 'nowhere' does not exist"),
     'no folder': (['run', '--dataset', 'ham10000'], 'no data folder given: pass --data DIR'),
@@ -34,7 +34,7 @@ BAD = {
 
 FORK = '''
 import json, os, sys, traceback
-from skinrepro.companion import cli, runner, tables
+from skinrepro.companion import cli, grid, runner, tables
 import skinrepro.data.archives, skinrepro.data.phantom
 for folder, words in json.load(sys.stdin):
     if not (pid := os.fork()):
@@ -102,25 +102,28 @@ def test_import_is_light():
 
 def test_dry_run_writes_nothing(tmp_path):
     status, out, err = call(tmp_path, tmp_path/'cache', 'run', '--dry-run', '--preset', 'paper', '--seeds', '0,1')
-    assert (status, err) == (0, '') and out.count('not run') == len(out.splitlines()) >= 10 and not list(tmp_path.iterdir())
+    *runs, whole = out.splitlines()
+    assert (status, err) == (0, '') and all('to do' in line for line in runs) and len(runs) >= 20 and not list(tmp_path.iterdir())
+    wanted = sum('(needed)' not in line for line in runs)
+    assert whole == f'{wanted} runs: 0 done, 0 stale, {wanted} to do, and {len(runs) - wanted} more that they need; no earlier runs say how long'
 
 
 def test_failed_run_is_status_1(monkeypatch):
     "Scripts can trust the exit status: a run that failed is not a success."
-    from skinrepro.companion import runner
-    monkeypatch.setattr(runner, 'run_grid', lambda *_, **__: dict(failed=1)); monkeypatch.setattr(cli, 'table', lambda **_: None)
+    from skinrepro.companion import grid
+    monkeypatch.setattr(grid, 'run_grid', lambda *_, **__: dict(failed=1)); monkeypatch.setattr(cli, 'table', lambda **_: None)
     monkeypatch.setattr(sys, 'argv', ['skinrepro', 'run', '--arms', 'random'])
     with pytest.raises(SystemExit) as e: cli.main()
     assert e.value.code == 1
-    monkeypatch.setattr(runner, 'run_grid', lambda *_, **__: dict(done=1))
+    monkeypatch.setattr(grid, 'run_grid', lambda *_, **__: dict(done=1))
     with pytest.raises(SystemExit) as e: cli.main()
     assert e.value.code == 0
 
 
 def test_interrupt_is_status_130(monkeypatch, capsys):
-    from skinrepro.companion import runner
+    from skinrepro.companion import grid
     def stop(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr(runner, 'run_grid', stop); monkeypatch.setattr(sys, 'argv', ['skinrepro', 'run'])
+    monkeypatch.setattr(grid, 'run_grid', stop); monkeypatch.setattr(sys, 'argv', ['skinrepro', 'run'])
     with pytest.raises(SystemExit) as e: cli.main()
     assert e.value.code == 130 and 'interrupted' in sentence(capsys.readouterr().err)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lab import ONE, PROBE, SIZE, alive, call, copy_results, finish, records, sentence, sets, start, tree, wait_for
 
-from skinrepro.companion import runner
+from skinrepro.companion import grid, runner
 from skinrepro.companion.records import code_hash, load_encoder
 from skinrepro.core import UserError, sha256_file
 from skinrepro.methods.train import load_state
@@ -164,12 +164,12 @@ def test_sheet_without_tag_is_refused(at_lab, tmp_path, monkeypatch):
     cell = next(c for c in nb.cells if 'parameters' in c.metadata.get('tags', []))
     cell.metadata.pop('tags'); nbformat.write(nb, tmp_path/'bare.ipynb')
     monkeypatch.setenv('SKINREPRO_HOME', str(tmp_path/'home')); monkeypatch.setattr(runner, 'sheet_path', lambda paper: tmp_path/'bare.ipynb')
-    with pytest.raises(UserError, match='0 cells tagged'): runner.do(runner.plan(arms=['random'])[0])
+    with pytest.raises(UserError, match='0 cells tagged'): grid.Here().start(grid.Job(runner.plan(arms=['random'])[0], True))
     assert not records(tmp_path/'home')
     cell.metadata['tags'] = ['parameters']; cell.source = cell.source.replace('dataset =', 'data_set ='); nbformat.write(nb, tmp_path/'bare.ipynb')
-    with pytest.raises(UserError, match="unknown parameter 'dataset'.*data_set"): runner.do(runner.plan(arms=['random'])[0])
+    with pytest.raises(UserError, match="unknown parameter 'dataset'.*data_set"): grid.Here().start(grid.Job(runner.plan(arms=['random'])[0], True))
     nb.cells.append(nbformat.v4.new_code_cell('x = 1', metadata=dict(tags=['parameters']))); nbformat.write(nb, tmp_path/'bare.ipynb')
-    with pytest.raises(UserError, match='2 cells tagged'): runner.do(runner.plan(arms=['random'])[0])
+    with pytest.raises(UserError, match='2 cells tagged'): grid.Here().start(grid.Job(runner.plan(arms=['random'])[0], True))
 
 
 def test_load_encoder(lab, at_lab):

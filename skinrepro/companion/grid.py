@@ -8,14 +8,15 @@ __all__ = ['WORDS', 'HOUSE', 'TRIES', 'seeds_of', 'words', 'read_grid', 'cells_o
            'step_of', 'remote', 'Cluster', 'Sent', 'exposed', 'security_of', 'cluster', 'collect']
 
 # %% ../../nbs/companion/57_grid.ipynb #4a1db6f5
-import os, re, shutil, statistics, sys, time, uuid
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+import os, re, shutil, statistics, sys, threading, time, uuid
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from pathlib import Path
 
-from .records import read_run, results_root, scan
-from .runner import Attempt, Cell, Lease, has_weights, paper_module, plan, state
-from ..core import UserError, artefacts, home, suggest
+from .records import code_hash, read_run, results_root, scan
+from .runner import ROOM, Attempt, Cell, Lease, has_weights, paper_module, plan, record_of, state
+from ..core import UserError, artefacts, home, sha256_file, suggest
 
 # %% ../../nbs/companion/57_grid.ipynb #eee4e4a9
 WORDS = ('paper', 'preset', 'dataset', 'arms', 'protocol', 'seeds', 'set') # of one grid
@@ -75,6 +76,8 @@ class Job:
     state:str='waiting' # then 'running', and in the end 'done', 'skipped', 'stale', 'failed' or, for want of weights, 'not run'
     why:str='' # in words
     weights:bool=False # do others need what it leaves behind?
+    data_hash:str=None # today's, of its data set's manifest
+    old:str='' # when a stale record that is to be made again was started
     tries:int=0 # in this grid
     alone:bool=False # runs by itself: it has run out of memory
     seconds:float=None # how long such runs took
@@ -86,6 +89,11 @@ class Job:
         "Is it finished, one way or another?"
         return self.state in ('done', 'skipped', 'stale', 'failed', 'not run')
 
+    @property
+    def made(self)->bool: # by somebody else, since we looked
+        "Is there nothing left to do?"
+        return state(self.cell, self.data_hash)[0] == 'done' and (not self.weights or has_weights(self.cell)) and record_of(self.cell)['start'] != self.old
+
 def survey(
     cells, # from `plan`
     hashes:dict=None, # data set -> today's manifest hash
@@ -96,10 +104,11 @@ def survey(
     def look(cell, wanted, weights):
         job = jobs.get(cell.id)
         if job and (job.wanted or not wanted) and (job.weights or not weights): return job
-        s, why = state(cell, hashes.get(cell.cfg.dataset))
+        data_hash = hashes.get(cell.cfg.dataset)
+        s, why = state(cell, data_hash)
         fresh = s == 'done' and (not weights or has_weights(cell))
         now = 'skipped' if fresh else 'stale' if s == 'stale' and not redo_stale else 'waiting'
-        found = Job(cell, wanted or bool(job and job.wanted), now, why if now == 'stale' else '', weights)
+        found = Job(cell, wanted or bool(job and job.wanted), now, why if now == 'stale' else '', weights, data_hash, record_of(cell)['start'] if s == 'stale' else '')
         if now == 'waiting':
             for need in cell.needs.values(): look(need, False, True)
         jobs[cell.id] = found
@@ -139,11 +148,18 @@ def left(
     "Time to the end, if every run takes what `estimate` says and workers are never idle without need."
     rest = {i: max(1., j.seconds - (j.at.seconds if j.state == 'running' and j.at else 0)) for i, j in jobs.items() if not j.over and j.seconds}
     if not rest: return None
-    now, busy, todo = 0., [], list(rest)
-    while todo or busy: # what is ready starts, in the order of the grid; then the first one ends
-        open_ = {*todo, *(i for _, i in busy)}
-        for i in [i for i in todo if not any(n.id in open_ for n in jobs[i].cell.needs.values())][:max(1, workers) - len(busy)]: busy.append((now + rest[i], i)); todo.remove(i)
-        now, i = end = min(busy); busy.remove(end)
+    order = {i: k for k, i in enumerate(sorted(rest, key=lambda i: jobs[i].state != 'running'))}
+    needs = {i: {n.id for n in jobs[i].cell.needs.values()} & rest.keys() for i in rest}
+    after = {}
+    for i, ns in needs.items():
+        for n in ns: after.setdefault(n, []).append(i)
+    now, busy, ready = 0., [], [(k, i) for i, k in order.items() if not needs[i]]
+    while ready or busy: # what is ready starts, in the order of the grid; then the first one ends
+        while ready and len(busy) < max(1, workers): _, i = heappop(ready); heappush(busy, (now + rest[i], i))
+        now, i = heappop(busy)
+        for n in after.get(i, ()):
+            needs[n].remove(i)
+            if not needs[n]: heappush(ready, (order[n], n))
     return now
 
 def span(
@@ -196,8 +212,7 @@ class Here:
         "Start a run, if it is free to be run."
         lease = Lease(job.cell.work)
         if not lease.take(): return False
-        if state(job.cell)[0] == 'done' and (not job.weights or has_weights(job.cell)): # made while we waited
-            lease.free(); job.state = 'skipped'; return True
+        if job.made: lease.free(); job.state = 'skipped'; return True
         env = self.free.pop()
         try: job.at = Attempt(job.cell, lease, self.data, env)
         except BaseException: lease.free(); self.free.append(env); raise
@@ -223,17 +238,17 @@ def advance(
     "Look at what runs, and start what is ready."
     for job in [j for j in jobs.values() if j.state == 'running']:
         if end := pool.look(job): _ended(job, end, jobs, echo)
+    running = [j for j in jobs.values() if j.state == 'running']
     for job in [j for j in jobs.values() if j.state == 'waiting' and j.later <= time.monotonic()]:
-        if not pool.free: break
+        if not pool.free or any(j.alone for j in running): break
         needs = [jobs[n.id] for n in job.cell.needs.values() if n.id in jobs]
         if bad := next((n for n in needs if n.state in ('failed', 'stale', 'not run')), None):
             job.state, job.why = bad.state, f'needs {bad.cell.name}, which is {bad.state}'; _say(job, jobs, echo)
-        busy = any(j.state == 'running' for j in jobs.values())
-        if job.state != 'waiting' or not all(n.over for n in needs) or job.alone and busy: continue
-        if any(j.alone and j.state == 'running' for j in jobs.values()): break
+        if job.state != 'waiting' or not all(n.over for n in needs) or job.alone and running: continue
         if not pool.start(job): job.why, job.later = 'another process runs it', time.monotonic() + 1; continue
         if job.state == 'skipped': _say(job, jobs, echo); continue
         job.state, job.why, job.tries = 'running', '', job.tries + 1
+        running.append(job)
 
 def _ended(job, end, jobs, echo): # done, failed, or once more
     seconds, job.at = job.at.seconds, None
@@ -258,7 +273,7 @@ def check_folders(
     for f in map(Path, folders):
         probe = f/f'.probe-{os.getpid()}'
         try: f.mkdir(parents=True, exist_ok=True); probe.write_bytes(b'0'*4096); probe.unlink()
-        except OSError as e: raise UserError(f"'{f}' cannot be written ({(e.strerror or str(e)).lower()}): make room there, make it writable, or name another with SKINREPRO_HOME") from None
+        except OSError as e: raise UserError(f"'{f}' cannot be written ({(e.strerror or str(e)).lower()}): make room there, make it writable, or name another with SKINREPRO_HOME or SKINREPRO_RESULTS") from None
 
 def data_hashes(
     cells, # from `plan`
@@ -291,7 +306,10 @@ def run_grid(
     with Watch(jobs, pool, echo, live) as watch:
         try:
             while not all(j.over for j in jobs.values()): advance(jobs, pool, watch.say); watch(); time.sleep(.1)
-        except BaseException: pool.stop([j for j in jobs.values() if j.state == 'running' and j.at]); raise
+        except BaseException as e:
+            pool.stop([j for j in jobs.values() if j.state == 'running' and j.at])
+            if isinstance(e, OSError): raise UserError(f"the grid stopped, {(e.strerror or str(e)).lower()}{f' at {chr(39)}{e.filename}{chr(39)}' if e.filename else ''}: {ROOM}; what is done stays") from None
+            raise
     tally = {}
     for j in jobs.values():
         if j.wanted: tally[j.state] = tally.get(j.state, 0) + 1
@@ -326,10 +344,10 @@ class Watch:
 
     def __call__(self):
         "Show how things stand."
+        if time.monotonic() - self.said < (.5 if self.live else 15): return
         running = {i: j for i, j in self.jobs.items() if j.state == 'running'}
         rest = (t := left(self.jobs, self.pool.workers)) and f', about {span(t)} left' or ''
-        if self.live: return self._draw(running, rest)
-        if time.monotonic() - self.said < 15: return
+        if self.live: self.said = time.monotonic(); return self._draw(running, rest)
         over = sum(j.over for j in self.jobs.values())
         what = [f"{j.cell.name}: {step_of(j) or 'starting'}, {span(j.at.seconds)}" for j in running.values()] or [f'{j.cell.name}: {j.why}' for j in self.jobs.values() if j.state == 'waiting' and j.why][:1]
         self.say(f"[{over}/{len(self.jobs)}] running  {'; '.join(what)}{rest}")
@@ -351,27 +369,49 @@ def step_of(
     return _progress(job.cell)
 
 # %% ../../nbs/companion/57_grid.ipynb #fc8a245d
+def _given_up()->bool: # has the driver cancelled this task, or died?
+    from distributed import get_worker
+    worker = get_worker(); task = worker.state.tasks.get(worker.get_current_task())
+    return task is None or task.state == 'cancelled'
+
+_TAKEN, _ONE = set(), threading.Lock()
+
+@contextmanager
+def _one_gpu(): # of those that this worker sees, one that no other run of its has
+    with _ONE:
+        mine = next((g for g in gpus_here() if g not in _TAKEN), None)
+        _TAKEN.add(mine)
+    try: yield {} if mine is None else dict(CUDA_VISIBLE_DEVICES=mine)
+    finally: _TAKEN.discard(mine)
+
 def remote(
-    cell:Cell, # a run
-    folder:str, # the project's, as the driver sees it
+    job:Job, # what to do
+    folders:dict, # the driver's SKINREPRO_HOME and SKINREPRO_RESULTS
+    code:str, # hash of the driver's code
     data=None, # folder of official files
-    weights:bool=False, # do others need what it leaves behind?
+    gpu:bool=False, # one GPU for it alone
 )->dict: # state, error, kind
     "What a worker of a cluster does with a run."
-    if not Path(folder).is_dir(): return dict(state='failed', error=f"the folder '{folder}' is not on {os.uname().nodename}: use one that all workers share, or run there and collect", kind='mendable')
-    os.environ['SKINREPRO_HOME'] = folder
-    lease, stop = Lease(cell.work), cell.work/'stop'
+    cell, attempt, host = job.cell, None, os.uname().nodename
+    def no(error, kind='mendable'): return dict(state='failed', error=error, kind=kind)
+    if gone := next((f for f in folders.values() if not Path(f).is_dir()), None): return no(f"the folder '{gone}' is not on {host}: use one that all workers share, or run there and collect")
+    os.environ.update(folders)
+    if code_hash(cell.paper) != code: return no(f"{host} has other code than the driver: install the same skinrepro on every worker, and start the workers again")
+    lease = Lease(cell.work)
     while not lease.take():
-        if stop.exists(): return dict(state='failed', error='stopped', kind='code')
+        if _given_up(): return no('stopped', 'code')
         time.sleep(1)
-    if state(cell)[0] == 'done' and (not weights or has_weights(cell)): lease.free(); return dict(state='skipped')
-    try: attempt = Attempt(cell, lease, data)
-    except BaseException: lease.free(); raise
-    try:
-        while not (end := attempt.poll()):
-            if stop.exists(): attempt.stop(); return dict(state='failed', error='stopped', kind='code')
-            time.sleep(.25)
-    except UserError as e: return dict(state='failed', error=str(e), kind='mendable')
+    if job.made: lease.free(); return dict(state='skipped')
+    with _one_gpu() if gpu else nullcontext({}) as env:
+        try:
+            attempt = Attempt(cell, lease, data, env)
+            while not (end := attempt.poll()):
+                if _given_up(): attempt.stop(); return no('stopped', 'code')
+                time.sleep(.25)
+        except BaseException as e:
+            attempt.stop() if attempt else lease.free()
+            if isinstance(e, (UserError, OSError)): return no(str(e))
+            raise
     return dict(state=end, **attempt.failure)
 
 # %% ../../nbs/companion/57_grid.ipynb #f6fb2937
@@ -381,10 +421,12 @@ class Cluster:
         client, # a distributed.Client
         data=None, # folder of official files
     ):
-        self.client, self.data, self.at = client, data, {}
+        self.client, self.data, self.at, self.asked = client, data, {}, -1e9
         self.gpu = any('GPU' in w.get('resources', {}) for w in self._workers())
 
-    def _workers(self): return self.client.scheduler_info(n_workers=-1)['workers'].values()
+    def _workers(self): # asked once a second
+        if time.monotonic() - self.asked > 1: self.asked, self.known = time.monotonic(), list(self.client.scheduler_info(n_workers=-1)['workers'].values())
+        return self.known
 
     @property
     def workers(self)->int: # how many runs at once; workers come and go
@@ -398,8 +440,9 @@ class Cluster:
 
     def start(self, job)->bool: # always True: a worker waits for the lease itself
         "Send a run."
-        (job.cell.work/'stop').unlink(missing_ok=True)
-        job.at = self.at[job.cell.id] = Sent(self.client.submit(remote, job.cell, str(home()), self.data, job.weights, key=f'{job.cell.id}-{job.tries}-{uuid.uuid4().hex[:8]}', pure=False, retries=0, resources=dict(GPU=1) if self.gpu else None))
+        folders = dict(SKINREPRO_HOME=str(home()), SKINREPRO_RESULTS=str(results_root()))
+        key, resources = f'{job.cell.id}-{uuid.uuid4().hex[:8]}', dict(GPU=1) if self.gpu else None
+        job.at = self.at[job.cell.id] = Sent(self.client.submit(remote, replace(job, at=None), folders, code_hash(job.cell.paper), self.data, self.gpu, key=key, pure=False, retries=0, resources=resources))
         return True
 
     def look(self, job)->dict: # None while it runs
@@ -413,10 +456,8 @@ class Cluster:
         return dict(state='failed', error=f'its worker was lost ({type(error).__name__})' if lost else f'{type(error).__name__}: {error}', kind='lost' if lost else 'code')
 
     def stop(self, jobs):
-        "End everything that runs: workers look for a file named `stop`."
-        for j in jobs:
-            with suppress(OSError): (j.cell.work/'stop').touch()
-        self.client.cancel([j.at.future for j in jobs])
+        "Cancel everything that runs; workers look whether they have been."
+        with suppress(Exception): self.client.cancel([j.at.future for j in jobs]) # the scheduler may be gone
 
 @dataclass
 class Sent:
@@ -506,37 +547,42 @@ def collect(
     echo=print, # says one line
 )->dict: # 'new', 'known', 'refused' -> number of records
     "Merge records from other folders into ours."
-    tally = dict(new=0, known=0, refused=0)
-    def no(path, why): tally['refused'] += 1; echo(f'refused  {path}: {why}')
+    tally, here = dict(new=0, known=0, refused=0), {}
     for top in map(Path, folders):
         if not top.is_dir(): raise UserError(f"'{top}' is no folder: name one that holds records")
-        for file in sorted(top.rglob('run.json')):
+        inside = top.resolve()/'results'
+        for file in sorted((inside if inside.is_dir() else inside.parent).rglob('run.json')):
             try: record = read_run(file)
-            except UserError as e: no(file, str(e).removeprefix(f"'{file}' ").split(': remove it')[0]); continue
-            _one(file, record, no, tally, top if weights else None)
+            except UserError as e: what, why = 'refused', str(e).removeprefix(f"'{file}' ").split(': remove it')[0]
+            else: what, why = _one(file, record, here, weights)
+            tally[what] += 1
+            if why: echo(f'{what}  {file}: {why}')
     return tally
 
-def _one(file, record, no, tally, top): # a record and what lies beside it
-    root, source = results_root(record['spec']['preset']), file.parent
-    target = root.joinpath(*source.parts[-4:])
-    if source.parts[-4] != record['spec']['paper'] or not source.name.endswith(record['id']): return no(file, 'its folder is named after another run')
-    ours = next(iter(sorted(target.parent.glob(f"*-{record['id']}/run.json"))), None)
-    if ours is None:
+def _one(file, record, here, weights): # a record and what lies beside it -> ('new', 'known' or 'refused', why)
+    id, source = record['id'], file.parent
+    target = results_root(record['spec']['preset']).joinpath(*source.parts[-4:])
+    if source.parts[-4] != record['spec']['paper'] or not source.name.endswith(id): return 'refused', 'its folder is named after another run'
+    if target.parent not in here: here[target.parent] = {p.parent.name[-8:]: p for p in target.parent.glob('*/run.json')}
+    ours = here[target.parent].get(id)
+    if ours and ours.read_bytes() != file.read_bytes(): return 'refused', f'ours is another run under the same id ({ours}): move one of them away'
+    if not ours:
         for name in sorted(p.name for p in source.iterdir() if p.is_file() and p.name != 'run.json' and p.name[0] != '.') + ['run.json']: _copy(source/name, target/name) # run.json last
-        tally['new'] += 1
-    elif ours.read_bytes() != file.read_bytes(): return no(file, f'ours is another run under the same id ({ours}): move one of them away')
-    else: tally['known'] += 1
-    work = top and _work_of(file, record['id'])
-    if work:
-        for name in record['artefacts']:
-            if (work/name).is_file() and not (artefacts()/'runs'/record['id']/name).is_file(): _copy(work/name, artefacts()/'runs'/record['id']/name)
+        here[target.parent][id] = target/'run.json'
+    theirs, mine, why = weights and _work_of(file, id), artefacts()/'runs'/id, ''
+    for name, sha256 in record['artefacts'].items() if theirs else ():
+        if (mine/name).is_file() or '..' in Path(name).parts or not (theirs/name).is_file(): continue
+        if sha256_file(theirs/name) == sha256: _copy(theirs/name, mine/name)
+        else: why = f"its {name} is not what the run recorded, and stays there"
+    return 'known' if ours else 'new', why
 
 def _work_of(file, id): # artefacts/runs/<id> of the checkout that a record lies in
     return next((w for up in file.parents if (w := up/'artefacts'/'runs'/id).is_dir()), None)
 
 def _copy(source, target): # whole or not at all
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}.{os.getpid()}')
-    try: shutil.copyfile(source, part); os.replace(part, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try: shutil.copyfile(source, part); os.replace(part, target)
+        finally: part.unlink(missing_ok=True)
     except OSError as e: raise UserError(f"'{target}' could not be written ({(e.strerror or str(e)).lower()}): make room and collect again") from None
-    finally: part.unlink(missing_ok=True)

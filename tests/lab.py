@@ -25,7 +25,7 @@ def start(home, cache, *words, command=(COMMAND,), **more):
     return subprocess.Popen([*command, *words], cwd=home, env=environment(cache, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(proc, seconds=240): # (status, stdout, stderr)
+def finish(proc, seconds=600): # (status, stdout, stderr)
     try: out, err = proc.communicate(timeout=seconds)
     except subprocess.TimeoutExpired: proc.kill(); raise
     return proc.returncode, out, err
@@ -34,7 +34,7 @@ def finish(proc, seconds=240): # (status, stdout, stderr)
 def call(home, cache, *words, **more): return finish(start(home, cache, *words, **more))
 
 
-def wait_for(ready, proc=None, seconds=90):
+def wait_for(ready, proc=None, seconds=240):
     "Poll until `ready()` is true; fail if the process ends before."
     end = time.monotonic() + seconds
     while not (got := ready()):

@@ -296,9 +296,9 @@ def run_grid(
     pool=None, # where runs are done; default: here
 )->dict: # state -> number of the grid's runs
     "Do every run of a grid, with progress; done runs are skipped, interrupted ones go on where their checkpoint stands."
-    hashes = data_hashes(cells, data)
+    pool, hashes = pool or Here(workers, gpus, data), data_hashes(cells, data)
     check_folders(artefacts()/'runs', *{results_root(c.preset) for c in cells})
-    pool, jobs = pool or Here(workers, gpus, data), survey(cells, hashes, stale)
+    jobs = survey(cells, hashes, stale)
     estimate(jobs, past({c.paper for c in cells}, {c.preset for c in cells}))
     echo(outlook(jobs, pool.workers))
     for j in jobs.values():

@@ -312,6 +312,7 @@ def _start(cell, data, lock, env): # a process
     parameters = _parameters(cell, data)
     check_sheet(sheet, parameters)
     for old in ('record.json', 'failure.json'): (work/old).unlink(missing_ok=True)
+    _sweep(work)
     job, code = work/'job.json', code_hash(cell.paper)
     if job.is_file() and read_json(job)['code'] != code: # checkpoints of other code are not resumed
         for f in work.glob('checkpoint-*'): f.unlink()
@@ -320,6 +321,9 @@ def _start(cell, data, lock, env): # a process
     with open(work/'log.txt', 'a') as log:
         return subprocess.Popen([sys.executable, '-c', _SCRIPT, str(job)], stdout=log, stderr=log, env=env,
                                 pass_fds=(lock.fileno(),), start_new_session=True)
+
+def _sweep(folder): # what killed processes were writing
+    for f in Path(folder).glob('.[!.]*.tmp'): f.unlink(missing_ok=True)
 
 def _finish(cell, start, end, attempts): # run.json, last
     work, record = cell.work, read_json(cell.work/'record.json')
@@ -332,6 +336,7 @@ def _finish(cell, start, end, attempts): # run.json, last
     if not old and (folder/'run.json').is_file(): os.replace(folder/'run.json', folder/'run.json.refused') # nothing is lost
     with atomic(folder/'figures.npz', 'wb') as f: f.write((work/'figures.npz').read_bytes())
     write_json(folder/'run.json', run)
+    _sweep(folder)
 
 def has_weights(
     cell:Cell, # a run with a record

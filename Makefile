@@ -22,7 +22,7 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@echo "Setting up .venv with $(PYTHON), once: a few minutes and 7 GB"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[engine,dev,test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cluster,engine,dev,test]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt lightly
 	@touch $@
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_hash', 'machine', 'peak_memory', 'write_record',
-           'provenance', 'read_run', 'scan', 'load_runs', 'find_run', 'load_encoder']
+           'provenance', 'read_run', 'reading_once', 'scan', 'load_runs', 'find_run', 'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
-import ast, io, os, platform, subprocess, sys, tokenize
+import ast, glob, io, math, os, platform, subprocess, sys, tokenize
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -142,7 +144,7 @@ def _fault(r)->str: # why this is no record of ours, or ''
     if r['spec']['paper'] not in PAPERS: return f"is of the unknown paper '{r['spec']['paper']}'"
     if r['state'] != 'done': return f"has the state '{r['state']}'"
     if r['id'] != digest([r['spec']['paper'], r['spec']['config']], 8): return f"has the id {r['id']}, which is not that of its configuration"
-    try: names = [m['name'] for m in r['metrics'] if np.isfinite(m['value']) and m['n'] > 0 and m['split']]
+    try: names = [m['name'] for m in r['metrics'] if math.isfinite(m['value']) and m['n'] > 0 and m['split']]
     except (TypeError, KeyError): names = []
     if len(names) != len(r['metrics']) or len(set(names)) != len(names) or not names: return 'has metrics without a name of their own, a finite value, n or split'
     return ''
@@ -157,14 +159,28 @@ def read_run(
     return r
 
 # %% ../../nbs/companion/51_records.ipynb #3a7614c9
+_READ = ContextVar('what was read before', default=None)
+
+@contextmanager
+def reading_once():
+    "Inside, what `scan` finds in a folder is found once: a table asks many times."
+    token = _READ.set({})
+    try: yield
+    finally: _READ.reset(token)
+
 def scan(
     root=None, # results folder; default `results`
     paper:str='*', # module name in `skinrepro.papers`
 )->tuple: # (records, each with its `folder`; what was left out: dicts with file and why)
     "Every record below a results folder, and every file that is not one, by name."
-    root = Path(root or results_root())
+    root, before = Path(root or results_root()), _READ.get()
+    if before is None: return _scan(root, paper)
+    if (root, paper) not in before: before[root, paper] = _scan(root, paper)
+    return before[root, paper]
+
+def _scan(root, paper):
     found, out, where = [], [], {}
-    for p in sorted(root.glob(f'{paper}/*/*/*/run.json')):
+    for p in (root/f for f in sorted(glob.glob(f'{paper}/*/*/*/run.json', root_dir=root), key=lambda f: f.split(os.sep))):
         try: r = read_run(p)
         except UserError as e: out.append(dict(file=str(p.relative_to(root)), why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
         *_, in_paper, _, _, folder, _ = p.parts

@@ -9,7 +9,8 @@ __all__ = ['HEADLINE', 'LOWER', 'NOTE', 'values', 'protocols_of', 'default_datas
            'report_table']
 
 # %% ../../nbs/companion/54_tables.ipynb #d48cd06f
-import html, os, re, zipfile, zlib
+import copy, html, json, os, re, zipfile, zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ import pandas as pd
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
 from .published import PAPERS, STANDS_FOR, TABLES, as_fraction, load_published, number, paper_dataset, paper_key, printed_rows, published_for
-from .records import results_root, scan
-from ..core import UserError, atomic, digest
+from .records import reading_once, results_root, scan
+from ..core import UserError, artefacts, atomic, digest
 from ..evaluation.metrics import METRICS, mean_sd
 
 # %% ../../nbs/companion/54_tables.ipynb #5ad63f15
@@ -66,12 +67,34 @@ def runs_of(
     overrides:dict=None, # single fields of the Config
 )->dict: # arm -> list of (cell, state, why, record or None)
     "Every run of a grid with its state."
-    out = {}
-    if not _built(paper): return out
-    for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds or seeds_seen(paper, preset, dataset), overrides):
-        s, why = runner.state(c, data_hash)
-        out.setdefault(c.cfg.arm, []).append((c, s, why, runner.record_of(c) if s in ('done', 'stale') else None))
+    if not _built(paper): return {}
+    seeds, (of, by_id, quiet) = seeds or seeds_seen(paper, preset, dataset), _by_config(paper, preset)
+    arms, out = {c.cfg.arm: c for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds[:1], overrides)}, {}
+    known = {a: of.get(_but_seed(c.cfg.to_dict()), {}) for a, c in arms.items()}
+    gone = {} if quiet else {(a, s) for a in arms for s in seeds} - {(a, s) for a in arms for s in known[a]}
+    looked = {(c.cfg.arm, c.cfg.seed): c for c in runner.plan(paper, preset, dataset, [protocol], sorted({a for a, _ in gone}), sorted({s for _, s in gone}), overrides)} if gone else {}
+    for arm, first in arms.items():
+        for seed in seeds:
+            r, cell = known[arm].get(seed), looked.get((arm, seed)) or _at(first, seed)
+            s, why = _judged(r, by_id, data_hash) if r else runner.state(cell, data_hash) if gone else ('not run', '')
+            out.setdefault(arm, []).append((cell, s, why, r))
     return out
+
+def _but_seed(config): return json.dumps({**config, 'seed': None}, sort_keys=True)
+
+def _by_config(paper, preset): # records by configuration and seed, and by id; and is there no trace of a run beside them?
+    found, out = scan(results_root(preset), paper)
+    of = {}
+    for r in found: of.setdefault(_but_seed(r['spec']['config']), {})[r['spec']['seed']] = r
+    return of, {r['id']: r for r in found}, not out and not any((artefacts()/'runs').glob('*'))
+
+def _at(cell, seed): # the same run with another seed; a seed needs no checking
+    cfg = copy.copy(cell.cfg); object.__setattr__(cfg, 'seed', seed)
+    return replace(cell, cfg=cfg, needs={})
+
+def _judged(record, by_id, data_hash): # as `state`
+    why = runner.why_stale(record, data_hash) or next((f'{k}: {w}' for k, i in record['inputs'].items() if i in by_id and (w := runner.why_stale(by_id[i], data_hash))), '')
+    return ('stale', why) if why else ('done', '')
 
 def _fresh(runs): return [r for _, s, _, r in runs if s == 'done']
 
@@ -386,6 +409,7 @@ def save(
     with atomic(base.with_suffix('.tex')) as f: f.write(_latex(text, bold, title))
     return base.with_suffix('.md')
 
+@reading_once()
 def report(
     paper:str='gan_ssl', # key
     preset:str='small', # size
@@ -415,6 +439,7 @@ def left_out(
     return [f"Left out: {x['file']} {x['why']}." for x in scan(results_root(preset), paper)[1]]
 
 # %% ../../nbs/companion/54_tables.ipynb #4a7b918e
+@reading_once()
 def report_table(
     name:str, # a key of `TABLES`
     preset:str='small', # size

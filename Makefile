@@ -48,10 +48,11 @@ docs: $(READY) ## build the website (needs Quarto)
 lab: $(READY) ## open JupyterLab on the papers
 	@$(BIN)/jupyter lab nbs/papers
 
-bench: $(READY) ## measure SimCLR and the Barlow Twins loss beside their peers, StyleGAN beside itself run plainly
+bench: $(READY) ## measure SimCLR and the Barlow Twins loss beside their peers, StyleGAN beside itself run plainly, and the grid
 	@$(BIN)/python bench/simclr.py
 	@$(BIN)/python bench/gan.py
 	@$(BIN)/python bench/barlow.py
+	@$(BIN)/python bench/grid.py
 
 readme: $(READY) ## README.md from nbs/index.ipynb
 	@$(BIN)/python -m nbconvert --to markdown --log-level ERROR --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide --TagRemovePreprocessor.remove_input_tags hide-input --output-dir . --output README nbs/index.ipynb

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -230,9 +231,99 @@ def test_what_fails_and_what_is_tried_again(lib, tmp_path):
     assert 'once more, by itself' in said['memory'] and '"done": 1' in said['memory']
 
 
+@pytest.fixture
+def small_disk(tmp_path): # a file system of its own, 2 MB
+    at = tmp_path/'disk'; at.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(at)], capture_output=True).returncode: pytest.skip('this user may not mount a file system')
+    yield at
+    subprocess.run(['umount', '-l', str(at)], check=True)
+
+
+def test_full_disk_is_one_sentence_and_the_run_goes_on_later(lib, small_disk):
+    home, words = small_disk/'home', dict(seeds=1, arms=['a'], set=dict(steps=40, pause=.1))
+    driver = toy.drive(lib, home, json.dumps(words))
+    at = wait_for(lambda: next(iter(home.glob('artefacts/runs/*/progress.json')), None), driver)
+    with open(small_disk/'ballast', 'wb', buffering=0) as f:
+        try:
+            while True: f.write(b'0'*4096)
+        except OSError: pass
+    status, out, err = finish(driver, 900)
+    lines = [line for line in (out + err).splitlines() if 'no space left' in line.lower()]
+    assert len(lines) == 1 and 'make room' in lines[0] and 'Traceback' not in out + err and not records(home), (out, err)
+    wait_for(lambda: not alive(home), seconds=60)
+    done = read_json(at.with_name('at.json')) # the checkpoint, whole
+    (small_disk/'ballast').unlink()
+    status, out, err = go(lib, home, **words)
+    assert status == 0 and whole(home, 1)[0]['attempts'] == 2 and 0 < done < 40, (out, err)
+    assert 'no space left' in (at.parent/'log.txt').read_text().lower() or 'No space left' in lines[0]
+
+
+def test_read_only_results_are_said_before_anything_starts(lib, small_disk):
+    home, words = small_disk/'home', dict(seeds=1, arms=['a'], set=dict(steps=1))
+    home.mkdir()
+    remount = lambda how: subprocess.run(['mount', '-o', f'remount,{how}', str(small_disk)], check=True, capture_output=True)
+    remount('ro')
+    status, out, err = go(lib, home, **words)
+    assert status == 2 and out == '' and len(err.splitlines()) == 1 and 'cannot be written (read-only file system)' in err, (out, err)
+    remount('rw')
+    assert go(lib, home, **words)[0] == 0 and whole(home, 1)[0]['attempts'] == 1
+
+
+JUMP = """
+#define _GNU_SOURCE
+#include <time.h>
+#include <unistd.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+int clock_gettime(clockid_t id, struct timespec *t) { /* the wall clock goes 400 days ahead while the file is there */
+    int r = syscall(SYS_clock_gettime, id, t); char *f = getenv("JUMP");
+    if (!r && id == CLOCK_REALTIME && f && !access(f, F_OK)) t->tv_sec += 400*86400;
+    return r;
+}
+time_t time(time_t *p) { struct timespec t; clock_gettime(CLOCK_REALTIME, &t); if (p) *p = t.tv_sec; return t.tv_sec; }
+"""
+
+
+def test_a_clock_that_jumps(lib, tmp_path):
+    import shutil
+    if not shutil.which('gcc'): pytest.skip('no C compiler to bend the clock with')
+    (tmp_path/'jump.c').write_text(JUMP); flag, so = tmp_path/'flag', tmp_path/'jump.so'
+    subprocess.run(['gcc', '-shared', '-fPIC', '-o', str(so), str(tmp_path/'jump.c')], check=True, capture_output=True)
+    bent = dict(LD_PRELOAD=str(so), JUMP=str(flag))
+    now = lambda: float(subprocess.run([sys.executable, '-c', 'import time; print(time.time())'], env=os.environ | bent, capture_output=True, text=True).stdout)
+    flag.touch(); ahead = now(); flag.unlink()
+    assert 399 < (ahead - now())/86400 < 401 # it can be bent
+    home = tmp_path/'home'
+    driver = toy.drive(lib, home, json.dumps(dict(seeds=2, arms=['a'], workers=1, set=dict(steps=40))), **bent)
+    wait_for(lambda: list(home.glob('artefacts/runs/*/progress.json')), driver)
+    flag.touch() # ahead, in the middle of the first run
+    wait_for(lambda: records(home), driver)
+    flag.unlink() # and back, in the middle of the second
+    status, out, err = finish(driver, 900)
+    assert status == 0 and json.loads(out.splitlines()[-1]) == dict(done=2), (out, err)
+    for r in whole(home, 2):
+        took = (datetime.fromisoformat(r['end']) - datetime.fromisoformat(r['start'])).total_seconds()
+        assert r['attempts'] == 1 and 0 <= took < 3600 # never 400 days
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     blocked = tmp_path/'file'; blocked.write_text('')
     with pytest.raises(UserError, match='cannot be written'): grid.check_folders(blocked/'runs')
+
+
+def test_a_stale_record_is_made_again_once(lib, tmp_path):
+    "Its data have changed, or those of what it needs; two drivers that are asked at once make it again once."
+    words = dict(seeds=1, arms=['b'], set=dict(steps=1))
+    assert go(lib, tmp_path, **words)[0] == 0
+    paths = records(tmp_path)
+    for p in paths:
+        if 'b-pretrain' in str(p): r = read_json(p); r['data']['manifest'] = '1'*64; r['start'] = '2000-01-01T00:00:00+00:00'; write_json(p, r)
+        else: write_json(p, dict(read_json(p), start='2000-01-01T00:00:00+00:00'))
+    status, out, err = go(lib, tmp_path, **words)
+    assert json.loads(out.splitlines()[-1]) == dict(stale=1) and 'encoder: data changed' in out
+    status, out, err = go(lib, tmp_path, **words, stale=True)
+    assert status == 0 and json.loads(out.splitlines()[-1]) == dict(done=1), (out, err)
+    assert all(r['start'] > '2001' and r['attempts'] == 2 for r in whole(tmp_path, 2))
 
 
 # records from elsewhere
@@ -278,6 +369,7 @@ def dask(lib, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_cluster_survives_a_killed_worker_and_driver(lib, dask):
     home, address, procs = dask
     words = dict(cluster=address, set=dict(steps=15, pause=.1))
@@ -289,3 +381,65 @@ def test_cluster_survives_a_killed_worker_and_driver(lib, dask):
     status, out, err = go(lib, home, **words)
     assert status == 0 and json.loads(out.splitlines()[-1]).keys() <= {'done', 'skipped'}, (out, err)
     whole(home, 12); wait_for(lambda: not alive(home), seconds=60)
+
+
+def documented(language): # the fenced blocks of the notebook, in that language
+    import re
+    text = '\n'.join(''.join(c['source']) for c in read_json(Path(__file__).parents[1]/'nbs'/'companion'/'57_grid.ipynb')['cells'] if c['cell_type'] == 'markdown')
+    return re.findall(rf'```{language}\n(.*?)```', text, re.S)
+
+
+@pytest.mark.slow
+def test_tls_as_documented(lib, tmp_path):
+    "The very lines of the notebook; and nobody gets in without the certificate."
+    import shutil
+    pytest.importorskip('distributed')
+    if not shutil.which('openssl'): pytest.skip('no openssl to make certificates with')
+    certificates, servers = documented('bash')
+    subprocess.run(certificates, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    port = free_port()
+    here = lambda t: t.replace('head-node', '127.0.0.1').replace('8786', str(port)).replace('0.0.0.0', '127.0.0.1')
+    env = dict(os.environ, PYTHONPATH=str(lib), SKINREPRO_CACHE=str(lib.parent/'cache'), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    procs = [subprocess.Popen('exec ' + here(line), shell=True, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) for line in servers.splitlines()]
+    try:
+        (tmp_path/'cluster.toml').write_text(here(next(t for t in documented('toml') if '[tls]' in t)))
+        home = tmp_path/'home'
+        wait_for(lambda: not socket.socket().connect_ex(('127.0.0.1', port)), procs[0])
+        status, out, err = go(lib, home, cluster=str(tmp_path/'cluster.toml'), seeds=1, arms=['a'], set=dict(steps=1))
+        assert status == 0 and 'warning' not in out and len(whole(home, 1)) == 1, (out, err)
+        status, out, err = go(lib, tmp_path/'other', cluster=f'tcp://127.0.0.1:{port}', seeds=1, arms=['a'], set=dict(steps=1))
+        assert status == 2 and 'no scheduler answers' in err and not records(tmp_path/'other'), (out, err)
+    finally:
+        for p in procs: os.killpg(p.pid, signal.SIGKILL); p.wait()
+
+
+@pytest.mark.slow
+def test_a_real_slurm(lib, tmp_path):
+    "One node, its own configuration, two jobs that run Dask workers; 6 runs, and no job is left."
+    import shutil
+
+    import slurm
+    pytest.importorskip('dask_jobqueue')
+    if why := slurm.why_not(): pytest.skip(why)
+    with slurm.one_node(tmp_path/'slurm') as env:
+        (tmp_path/'cluster.toml').write_text(f"""[slurm]
+jobs = 2
+queue = "main"
+cores = 1
+processes = 1
+memory = "1GB"
+walltime = "00:30:00"
+interface = "lo"
+log_directory = "{tmp_path}"
+scheduler_options = {{dashboard_address = ":0"}}
+""")
+        home = tmp_path/'home'
+        driver = toy.drive(lib, home, json.dumps(dict(cluster=str(tmp_path/'cluster.toml'), seeds=2, set=dict(steps=3))), **{k: env[k] for k in ('SLURM_CONF', 'PATH')})
+        status, out, err = finish(driver, 900)
+        queue = lambda *words: subprocess.run(['squeue', *words], env=env, capture_output=True, text=True).stdout
+        log = '\n'.join(line for line in (tmp_path/'slurm'/'slurmctld.log').read_text().splitlines() if any(w in line for w in ('sched: Allocate', '_slurm_rpc_submit', 'job_complete', 'KILL')))
+        print(out, log, sep='\n') # with -s: what the notebook shows
+        assert status == 0 and json.loads(out.splitlines()[-1]) == dict(done=4), (out, err, [f.read_text()[-1500:] for f in tmp_path.glob('*.err')], log)
+        whole(home, 6)
+        wait_for(lambda: not queue('-h'), seconds=60)
+    if keep := os.environ.get('SKINREPRO_KEEP_LOG'): shutil.copy(tmp_path/'slurm'/'slurmctld.log', keep)

@@ -69,12 +69,15 @@ DRIVER = '''
 import json, sys
 from skinrepro.companion import grid
 from skinrepro.companion.runner import plan
+from skinrepro.core import UserError
 a = json.loads(sys.argv[1])
 grid.data_hashes = lambda *_: dict(phantom='0'*64) # as the toy's records say; nothing is rendered
 cells = plan('toy', arms=a.get('arms'), seeds=range(a.get('seeds', 4)), overrides=a.get('set'))
-if a.get('cluster'):
-    with grid.cluster(a['cluster'], None, a.get('workers')) as pool: print(json.dumps(grid.run_grid(cells, pool=pool)))
-else: print(json.dumps(grid.run_grid(cells, workers=a.get('workers', 3), gpus=a.get('gpus'))))
+try:
+    if a.get('cluster'):
+        with grid.cluster(a['cluster'], None, a.get('workers')) as pool: print(json.dumps(grid.run_grid(cells, pool=pool)))
+    else: print(json.dumps(grid.run_grid(cells, workers=a.get('workers', 3), gpus=a.get('gpus'), stale=a.get('stale', False))))
+except UserError as e: print(f'skinrepro: {e}', file=sys.stderr); sys.exit(2)
 '''
 
 

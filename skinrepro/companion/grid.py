@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .records import code_hash, read_run, results_root, scan
 from .runner import ROOM, Attempt, Cell, Lease, has_weights, paper_module, plan, record_of, state
-from ..core import UserError, artefacts, home, sha256_file, suggest
+from ..core import UserError, artefacts, atomic, home, sha256_file, suggest
 
 # %% ../../nbs/companion/57_grid.ipynb #eee4e4a9
 WORDS = ('paper', 'preset', 'dataset', 'arms', 'protocol', 'seeds', 'set') # of one grid
@@ -551,7 +551,7 @@ def collect(
     for top in map(Path, folders):
         if not top.is_dir(): raise UserError(f"'{top}' is no folder: name one that holds records")
         inside = top.resolve()/'results'
-        for file in sorted((inside if inside.is_dir() else inside.parent).rglob('run.json')):
+        for file in sorted(f for f in (inside if inside.is_dir() else inside.parent).rglob('run.json') if f.parent.name[0] != '.'):
             try: record = read_run(file)
             except UserError as e: what, why = 'refused', str(e).removeprefix(f"'{file}' ").split(': remove it')[0]
             else: what, why = _one(file, record, here, weights)
@@ -560,29 +560,37 @@ def collect(
     return tally
 
 def _one(file, record, here, weights): # a record and what lies beside it -> ('new', 'known' or 'refused', why)
-    id, source = record['id'], file.parent
-    target = results_root(record['spec']['preset']).joinpath(*source.parts[-4:])
+    id, source, preset = record['id'], file.parent, record['spec']['preset']
+    if preset not in here: here[preset] = results_root(preset)
+    target = here[preset].joinpath(*source.parts[-4:])
     if source.parts[-4] != record['spec']['paper'] or not source.name.endswith(id): return 'refused', 'its folder is named after another run'
     if target.parent not in here: here[target.parent] = {p.parent.name[-8:]: p for p in target.parent.glob('*/run.json')}
     ours = here[target.parent].get(id)
     if ours and ours.read_bytes() != file.read_bytes(): return 'refused', f'ours is another run under the same id ({ours}): move one of them away'
-    if not ours:
-        for name in sorted(p.name for p in source.iterdir() if p.is_file() and p.name != 'run.json' and p.name[0] != '.') + ['run.json']: _copy(source/name, target/name) # run.json last
-        here[target.parent][id] = target/'run.json'
-    theirs, mine, why = weights and _work_of(file, id), artefacts()/'runs'/id, ''
+    if not ours: _bring(source, target); here[target.parent][id] = target/'run.json'
+    return 'known' if ours else 'new', _weights(record, _work_of(file, id), artefacts()/'runs'/id) if weights else ''
+
+def _bring(source, target): # a record's folder, whole or not at all
+    part = target.with_name(f'.{target.name}.part')
+    try:
+        try:
+            if part.exists(): shutil.rmtree(part) # of a process that was killed
+            os.makedirs(part)
+            names = [f.name for f in os.scandir(source) if f.is_file() and f.name[0] != '.']
+            for name in names: shutil.copyfile(f'{source}/{name}', f'{part}/{name}')
+            if not target.exists(): os.rename(part, target); return
+            for name in sorted(names, key='run.json'.__eq__): os.replace(part/name, target/name) # run.json last
+        finally: shutil.rmtree(part, ignore_errors=True)
+    except OSError as e: raise UserError(f"'{target}' could not be written ({(e.strerror or str(e)).lower()}): make room, or make it writable, and collect again") from None
+
+def _weights(record, theirs, mine)->str: # copies what the record vouches for; says what it does not
     for name, sha256 in record['artefacts'].items() if theirs else ():
         if (mine/name).is_file() or '..' in Path(name).parts or not (theirs/name).is_file(): continue
-        if sha256_file(theirs/name) == sha256: _copy(theirs/name, mine/name)
-        else: why = f"its {name} is not what the run recorded, and stays there"
-    return 'known' if ours else 'new', why
+        if sha256_file(theirs/name) != sha256: return f'its {name} is not what the run recorded, and stays there'
+        try:
+            with atomic(mine/name, 'wb') as f: f.write((theirs/name).read_bytes())
+        except OSError as e: raise UserError(f"'{mine/name}' could not be written ({(e.strerror or str(e)).lower()}): make room, or make it writable, and collect again") from None
+    return ''
 
 def _work_of(file, id): # artefacts/runs/<id> of the checkout that a record lies in
     return next((w for up in file.parents if (w := up/'artefacts'/'runs'/id).is_dir()), None)
-
-def _copy(source, target): # whole or not at all
-    part = target.with_name(f'.{target.name}.{os.getpid()}')
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try: shutil.copyfile(source, part); os.replace(part, target)
-        finally: part.unlink(missing_ok=True)
-    except OSError as e: raise UserError(f"'{target}' could not be written ({(e.strerror or str(e)).lower()}): make room and collect again") from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_hash', 'machine', 'peak_memory', 'write_record',
-           'provenance', 'read_run', 'reading_once', 'scan', 'load_runs', 'find_run', 'load_encoder']
+           'provenance', 'read_run', 'reading_once', 'once', 'scan', 'load_runs', 'find_run', 'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
 import ast, glob, io, math, os, platform, subprocess, sys, tokenize
@@ -163,31 +163,39 @@ _READ = ContextVar('what was read before', default=None)
 
 @contextmanager
 def reading_once():
-    "Inside, what `scan` finds in a folder is found once: a table asks many times."
+    "Inside, folders are read once: a table asks for its records many times."
     token = _READ.set({})
     try: yield
     finally: _READ.reset(token)
+
+def once(
+    key, # names the value
+    make, # function that makes it
+): # the value
+    "Made once inside `reading_once`, elsewhere each time."
+    if (before := _READ.get()) is None: return make()
+    if key not in before: before[key] = make()
+    return before[key]
 
 def scan(
     root=None, # results folder; default `results`
     paper:str='*', # module name in `skinrepro.papers`
 )->tuple: # (records, each with its `folder`; what was left out: dicts with file and why)
     "Every record below a results folder, and every file that is not one, by name."
-    root, before = Path(root or results_root()), _READ.get()
-    if before is None: return _scan(root, paper)
-    if (root, paper) not in before: before[root, paper] = _scan(root, paper)
-    return before[root, paper]
+    root = Path(root or results_root())
+    return once((root, paper), lambda: _scan(root, paper))
 
 def _scan(root, paper):
     found, out, where = [], [], {}
-    for p in (root/f for f in sorted(glob.glob(f'{paper}/*/*/*/run.json', root_dir=root), key=lambda f: f.split(os.sep))):
+    for f in sorted(glob.glob(f'{paper}/*/*/*/run.json', root_dir=root), key=lambda f: f.split(os.sep)):
+        p = root/f
         try: r = read_run(p)
-        except UserError as e: out.append(dict(file=str(p.relative_to(root)), why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
-        *_, in_paper, _, _, folder, _ = p.parts
+        except UserError as e: out.append(dict(file=f, why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
+        in_paper, _, _, folder, _ = f.split(os.sep)
         if in_paper != r['spec']['paper'] or not folder.endswith(r['id']): why = f"is the record of run {r['id']} of {r['spec']['paper']}, and lies in another's place"
         elif r['id'] in where: why = f"is the same run as '{where[r['id']]}', which counts"
-        else: where[r['id']] = str(p.relative_to(root)); found.append(dict(r, folder=p.parent)); continue
-        out.append(dict(file=str(p.relative_to(root)), why=why))
+        else: where[r['id']] = f; found.append(dict(r, folder=p.parent)); continue
+        out.append(dict(file=f, why=why))
     return found, out
 
 def load_runs(

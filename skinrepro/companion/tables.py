@@ -19,7 +19,7 @@ import pandas as pd
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
 from .published import PAPERS, STANDS_FOR, TABLES, as_fraction, load_published, number, paper_dataset, paper_key, printed_rows, published_for
-from .records import reading_once, results_root, scan
+from .records import once, reading_once, results_root, scan
 from ..core import UserError, artefacts, atomic, digest
 from ..evaluation.metrics import METRICS, mean_sd
 
@@ -68,7 +68,11 @@ def runs_of(
 )->dict: # arm -> list of (cell, state, why, record or None)
     "Every run of a grid with its state."
     if not _built(paper): return {}
-    seeds, (of, by_id, quiet) = seeds or seeds_seen(paper, preset, dataset), _by_config(paper, preset)
+    seeds = tuple(seeds or seeds_seen(paper, preset, dataset))
+    return once(('runs', paper, preset, dataset, protocol, seeds, data_hash, repr(overrides)), lambda: _runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides))
+
+def _runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides):
+    of, by_id, quiet = once(('by configuration', paper, preset), lambda: _by_config(paper, preset))
     arms, out = {c.cfg.arm: c for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds[:1], overrides)}, {}
     known = {a: of.get(_but_seed(c.cfg.to_dict()), {}) for a, c in arms.items()}
     gone = {} if quiet else {(a, s) for a in arms for s in seeds} - {(a, s) for a in arms for s in known[a]}

@@ -104,7 +104,7 @@ def test_refused_record_is_kept_when_the_run_is_done_again(three, monkeypatch, t
     work = cell.work; work.mkdir(parents=True)
     write_json(work/'record.json', dict(config=cell.cfg.to_dict(), metrics=[dict(name='accuracy', value=.9, n=1, split='test')], seconds=1, data=dict(manifest=''), machine={}, artefacts={}))
     (work/'sheet.part.ipynb').write_text('{}'); (work/'figures.npz').write_bytes(b'')
-    runner._finish(cell, 'then', 1)
+    runner._finish(cell, 'then', 'later', 1)
     assert state(cell) == ('done', '') and f.with_name('run.json.refused').read_text() == broken and len(scan()[0]) == 3
 
 

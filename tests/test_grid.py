@@ -416,8 +416,6 @@ def test_tls_as_documented(lib, tmp_path):
 @pytest.mark.slow
 def test_a_real_slurm(lib, tmp_path):
     "One node, its own configuration, two jobs that run Dask workers; 6 runs, and no job is left."
-    import shutil
-
     import slurm
     pytest.importorskip('dask_jobqueue')
     if why := slurm.why_not(): pytest.skip(why)
@@ -442,4 +440,3 @@ scheduler_options = {{dashboard_address = ":0"}}
         assert status == 0 and json.loads(out.splitlines()[-1]) == dict(done=4), (out, err, [f.read_text()[-1500:] for f in tmp_path.glob('*.err')], log)
         whole(home, 6)
         wait_for(lambda: not queue('-h'), seconds=60)
-    if keep := os.environ.get('SKINREPRO_KEEP_LOG'): shutil.copy(tmp_path/'slurm'/'slurmctld.log', keep)

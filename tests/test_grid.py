@@ -331,22 +331,45 @@ def test_a_stale_record_is_made_again_once(lib, tmp_path):
 def test_collect(lib, tmp_path, monkeypatch):
     status, out, err = go(lib, tmp_path/'there', seeds=2, set=dict(steps=1))
     assert status == 0, err
-    script = 'import sys, json\nfrom skinrepro.companion.grid import collect\nprint(json.dumps(collect(sys.argv[1:])))'
-    def merge(*folders):
+    script = 'import sys, json\nfrom skinrepro.companion.grid import collect\nprint(json.dumps(collect(sys.argv[2:], sys.argv[1] == "weights")))'
+    def merge(*folders, what='records'):
         env = dict(os.environ, PYTHONPATH=str(lib), SKINREPRO_HOME=str(tmp_path/'here'))
-        r = subprocess.run([sys.executable, '-c', script, *map(str, folders)], env=env, capture_output=True, text=True)
+        r = subprocess.run([sys.executable, '-c', script, what, *map(str, folders)], env=env, capture_output=True, text=True)
         return json.loads(r.stdout.splitlines()[-1]), r.stdout
     assert merge(tmp_path/'there')[0] == dict(new=6, known=0, refused=0)
     assert merge(tmp_path/'there'/'results')[0] == dict(new=0, known=6, refused=0)
     a, b = (sorted((tmp_path/w/'results').rglob('run.json')) for w in ('there', 'here'))
     assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
+    weights = sorted((tmp_path/'there'/'artefacts'/'runs').glob('*/encoder.pt')); named = [f for f in weights if 'b-pretrain' in str(next((tmp_path/'here'/'results').rglob(f'*-{f.parent.name}')))]
+    assert len(named) == 2 and not (tmp_path/'here'/'artefacts').exists() # records alone travel
+    named[0].write_bytes(b'other weights')
+    tally, said = merge(tmp_path/'there', what='weights')
+    brought = list((tmp_path/'here'/'artefacts').rglob('encoder.pt'))
+    assert tally['known'] == 6 and [f.parent.name for f in brought] == [named[1].parent.name] and 'its encoder.pt is not what the run recorded' in said
     other = read_json(a[0]); other['metrics'][0]['value'] = .1; a[0].write_text(json.dumps(other)); a[1].write_text('{')
     tally, said = merge(tmp_path/'there')
     assert tally == dict(new=0, known=4, refused=2) and 'another run under the same id' in said and 'not whole JSON' in said
     assert b[0].read_bytes() != a[0].read_bytes() and json.loads(b[1].read_text())
 
 
+def test_what_a_killed_collect_left_is_no_record(lib, tmp_path, monkeypatch):
+    from test_damage import made_up
+    monkeypatch.setenv('SKINREPRO_RESULTS', str(tmp_path/'there'/'results'))
+    (cell,) = plan(preset='small', arms=['random'], protocols=('paper',))
+    f = made_up(cell, .5); half = f.parent.with_name(f'.{f.parent.name}.part'); half.mkdir(); (half/'run.json').write_text('{')
+    monkeypatch.setenv('SKINREPRO_RESULTS', str(tmp_path/'here'/'results'))
+    target = cell.folder; left = target.with_name(f'.{target.name}.part'); left.mkdir(parents=True); (left/'junk').write_text('')
+    assert collect([tmp_path/'there']) == dict(new=1, known=0, refused=0)
+    assert [p.name for p in target.parent.iterdir()] == [target.name] and (target/'run.json').read_bytes() == f.read_bytes()
+
+
 # a cluster
+
+def test_a_worker_with_two_gpus_gives_each_run_its_own(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+    with grid._one_gpu() as a, grid._one_gpu() as b: assert [a, b] == [dict(CUDA_VISIBLE_DEVICES='4'), dict(CUDA_VISIBLE_DEVICES='7')]
+    with grid._one_gpu() as c: assert c == a
+
 
 def free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]

@@ -102,7 +102,7 @@ def test_accelerate_starts_it(tmp_path):
     command = Path(sys.executable).parent/'accelerate'
     if not command.is_file(): pytest.skip("accelerate is not installed: pip install 'skinrepro[cluster]'")
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
-    words = ['launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port, '--num_cpu_threads_per_process', '1', __file__, str(tmp_path), 'train', 'simclr']
+    words = ['launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port, '--num_cpu_threads_per_process', '1', __file__, str(tmp_path), 'train', 'simclr']
     r = subprocess.run([str(command), *words], env=environment(tmp_path, HF_HOME=str(tmp_path)), capture_output=True, text=True, timeout=600)
     assert r.returncode == 0, r.stderr
     a, b = (torch.load(tmp_path/f'{k}.pt', weights_only=True) for k in range(2))

@@ -183,7 +183,7 @@ class Lease:
         other, ours = self.read(), False
         if not self._lives(other) and self._clear(other):
             try: write_new(self.file, self._text()); ours = True
-            except FileExistsError: pass
+            except (FileExistsError, FileNotFoundError): pass # somebody was faster, and has swept ours away
         if not ours: self.lock.close()
         self.beaten = time.monotonic()
         return ours
@@ -200,8 +200,8 @@ class Lease:
         except FileNotFoundError: return True
         fresh = self.read(dead).get('token') != other['token'] # somebody was faster, and this is his
         if fresh:
-            with suppress(FileExistsError): os.link(dead, self.file)
-        dead.unlink()
+            with suppress(FileExistsError, FileNotFoundError): os.link(dead, self.file)
+        dead.unlink(missing_ok=True)
         return not fresh
 
     def _text(self): return dict(machine=this_machine(), host=platform.node(), pid=os.getpid(), token=self.token, count=self.count)
@@ -323,7 +323,8 @@ def _start(cell, data, lock, env): # a process
                                 pass_fds=(lock.fileno(),), start_new_session=True)
 
 def _sweep(folder): # what killed processes were writing
-    for f in Path(folder).glob('.[!.]*.tmp'): f.unlink(missing_ok=True)
+    for f in Path(folder).glob('.*'):
+        if f.is_file(): f.unlink(missing_ok=True)
 
 def _finish(cell, start, end, attempts): # run.json, last
     work, record = cell.work, read_json(cell.work/'record.json')

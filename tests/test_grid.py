@@ -397,9 +397,9 @@ def test_cluster_survives_a_killed_worker_and_driver(lib, dask):
     home, address, procs = dask
     words = dict(cluster=address, set=dict(steps=15, pause=.1))
     driver = toy.drive(lib, home, json.dumps(words))
-    wait_for(lambda: process(home, 'ipykernel_launcher'), driver, 60)
+    wait_for(lambda: process(home, 'ipykernel_launcher'), driver, 300)
     os.killpg(procs[1].pid, signal.SIGKILL) # a host is gone, with all that ran there
-    wait_for(lambda: len(records(home)) > 3, driver)
+    wait_for(lambda: len(records(home)) > 3, driver, 600)
     driver.send_signal(signal.SIGKILL); driver.wait(); driver.communicate()
     status, out, err = go(lib, home, **words)
     assert status == 0 and json.loads(out.splitlines()[-1]).keys() <= {'done', 'skipped'}, (out, err)

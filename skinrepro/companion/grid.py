@@ -162,6 +162,7 @@ def left(
             if not needs[n]: heappush(ready, (order[n], n))
     return now
 
+# %% ../../nbs/companion/57_grid.ipynb #39dad1bc
 def span(
     seconds:float, # a duration
 )->str: # for people

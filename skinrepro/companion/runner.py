@@ -159,9 +159,9 @@ def this_machine()->str: # differs between machines, and between boots of one
     boot = Path('/proc/sys/kernel/random/boot_id')
     return boot.read_text().strip() if boot.is_file() else platform.node()
 
-# %% ../../nbs/companion/52_runner.ipynb #457e6f04
 class Lost(Exception): "Another machine has taken the run over."
 
+# %% ../../nbs/companion/52_runner.ipynb #457e6f04
 class Lease:
     "The right to do one run: `take` it, `beat` now and then, `free` it."
     seen = {} # (file, token, count) of other machines' leases -> when we saw it first, by our clock

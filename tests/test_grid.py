@@ -255,7 +255,6 @@ def test_full_disk_is_one_sentence_and_the_run_goes_on_later(lib, small_disk):
     (small_disk/'ballast').unlink()
     status, out, err = go(lib, home, **words)
     assert status == 0 and whole(home, 1)[0]['attempts'] == 2 and 0 < done < 40, (out, err)
-    assert 'no space left' in (at.parent/'log.txt').read_text().lower() or 'No space left' in lines[0]
 
 
 def test_read_only_results_are_said_before_anything_starts(lib, small_disk):

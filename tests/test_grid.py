@@ -402,7 +402,8 @@ def test_cluster_survives_a_killed_worker_and_driver(lib, dask):
     driver.send_signal(signal.SIGKILL); driver.wait(); driver.communicate()
     status, out, err = go(lib, home, **words)
     assert status == 0 and json.loads(out.splitlines()[-1]).keys() <= {'done', 'skipped'}, (out, err)
-    whole(home, 12); wait_for(lambda: not alive(home), seconds=60)
+    whole(home, 12)
+    wait_for(lambda: not any(process(home, what) for what in ('ipykernel_launcher', 'execute(sys.argv[1])')), seconds=60) # the remaining worker is the cluster's own
 
 
 def documented(language): # the fenced blocks of the notebook, in that language

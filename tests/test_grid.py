@@ -333,7 +333,7 @@ def test_collect(lib, tmp_path, monkeypatch):
     script = 'import sys, json\nfrom skinrepro.companion.grid import collect\nprint(json.dumps(collect(sys.argv[2:], sys.argv[1] == "weights")))'
     def merge(*folders, what='records'):
         env = dict(os.environ, PYTHONPATH=str(lib), SKINREPRO_HOME=str(tmp_path/'here'))
-        r = subprocess.run([sys.executable, '-c', script, what, *map(str, folders)], env=env, capture_output=True, text=True)
+        r = subprocess.run([sys.executable, '-c', script, what, *map(str, folders)], cwd=tmp_path, env=env, capture_output=True, text=True)
         return json.loads(r.stdout.splitlines()[-1]), r.stdout
     assert merge(tmp_path/'there')[0] == dict(new=6, known=0, refused=0)
     assert merge(tmp_path/'there'/'results')[0] == dict(new=0, known=6, refused=0)

@@ -100,6 +100,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'skinrepro.companion.cli.data_fetch': ( 'companion/cli.html#data_fetch',
                                                                                  'skinrepro/companion/cli.py'),
                                          'skinrepro.companion.cli.main': ('companion/cli.html#main', 'skinrepro/companion/cli.py'),
+                                         'skinrepro.companion.cli.new_paper_command': ( 'companion/cli.html#new_paper_command',
+                                                                                        'skinrepro/companion/cli.py'),
                                          'skinrepro.companion.cli.run': ('companion/cli.html#run', 'skinrepro/companion/cli.py'),
                                          'skinrepro.companion.cli.table': ('companion/cli.html#table', 'skinrepro/companion/cli.py')},
             'skinrepro.companion.grid': { 'skinrepro.companion.grid.Cluster': ( 'companion/grid.html#cluster',

@@ -73,8 +73,8 @@ def new_paper(
     if key in known: raise UserError(f"there is a paper '{key}' already: choose another name")
     prefix, number = f'P{len(known)}', 60 + len(known)
     if len(known) > 9: raise UserError('ids have room for ten papers, P0 to P9: widen the pattern of ids in 56_checklist first')
-    words = dict(KEY=key, PREFIX=prefix, NUMBER=str(number), TITLE=(title or key).rstrip('.'))
     page = f'papers/{number}_{key}'
+    words = dict(KEY=key, PREFIX=prefix, NUMBER=str(number), TITLE=(title or key).rstrip('.'), COLAB=colab(f'{page}.ipynb', root), REPOSITORY=repository(root))
     new = {root/f'nbs/{page}.ipynb': _sheet(notebook(_fill('paper', words).replace('NUMBER_KEY', f'{number}_{key}'))), root/f'nbs/runs/{key}.ipynb': _sheet(notebook(_fill('sheet', dict(words, NUMBER_KEY=f'{number}_{key}')))),
            root/f'tests/test_{key}.py': _fill('test', words), companion/f'published_{key}.csv': _csv(FIELDS), companion/f'claims_{key}.csv': _csv(CLAIM_FIELDS, _claim(key, prefix)),
            companion/f'checklist_{key}.csv': _csv(CHECKLIST_FIELDS, *_items(key, prefix, page))}

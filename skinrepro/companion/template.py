@@ -14,6 +14,7 @@ import skinrepro
 from .checklist import CHECKLIST_FIELDS
 from .claims import CLAIM_FIELDS
 from .published import FIELDS, papers
+from .site import colab, repository
 from ..core import UserError, atomic
 
 # %% ../../nbs/companion/59_template.ipynb #46bdddc9

@@ -65,13 +65,13 @@ def test_bad_names_are_refused(copy, name, says):
 @pytest.mark.slow
 def test_all_green(copy):
     "Its own tests, and those that look at every paper, notebook and page."
-    status, out = call(copy[0], *LOOK, '-x', '-q', '-p', 'no:cacheprovider', program=('-m', 'pytest'))
+    status, out = call(copy[0], *LOOK, '-x', '-p', 'no:cacheprovider', program=('-m', 'pytest'))
     assert status == 0, out[-3000:]
 
 
 def test_its_own_tests_are_green(copy):
-    status, out = call(copy[0], 'tests/test_toy_six.py', '-q', '-p', 'no:cacheprovider', program=('-m', 'pytest'))
-    assert status == 0 and ' passed' in out, out[-3000:]
+    status, out = call(copy[0], 'tests/test_toy_six.py', '-p', 'no:cacheprovider', program=('-m', 'pytest'))
+    assert status == 0 and '[100%]' in out, out[-3000:]
 
 
 def test_it_runs_to_its_table(copy):

@@ -202,8 +202,7 @@ def as_readme(
     "What README.md and `README_files` must hold."
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
-    root, hide = root or checkout(), Config()
-    hide.TagRemovePreprocessor = dict(enabled=True, remove_cell_tags={'hide'}, remove_input_tags={'hide-input'})
+    root, hide = root or checkout(), Config(TagRemovePreprocessor=dict(enabled=True, remove_cell_tags={'hide'}, remove_input_tags={'hide-input'}))
     import nbformat
     nb = nbformat.read(root/'nbs'/'index.ipynb', 4)
     body, found = MarkdownExporter(config=hide).from_notebook_node(nb, dict(output_files_dir='README_files', unique_key='README'))

@@ -57,9 +57,10 @@ write_json(out/'record.json', dict(config=cfg.to_dict(), metrics=[dict(name='acc
 def library(folder): # a copy of the package with the toy in it; put it on PYTHONPATH
     lib = Path(folder)/'lib'
     shutil.copytree(Path(skinrepro.__file__).parent, lib/'skinrepro', ignore=shutil.ignore_patterns('__pycache__'))
-    register = lib/'skinrepro'/'companion'/'papers.csv'
-    head, *rest = register.read_text().splitlines()
-    register.write_text('\n'.join([head, 'toy,P9,A toy', *rest]) + '\n')
+    for name, old, new in (('runner', "PAPERS = ('gan_ssl',", "PAPERS = ('toy', 'gan_ssl',"), ('published', "PAPERS = dict(gan_ssl='P0'", "PAPERS = dict(toy='P9', gan_ssl='P0'")):
+        file = lib/'skinrepro'/'companion'/f'{name}.py'; text = file.read_text()
+        assert text.count(old) == 1, name
+        file.write_text(text.replace(old, new))
     (lib/'skinrepro'/'papers'/'toy.py').write_text(MODULE)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s, metadata=dict(tags=['parameters'] if k == 0 else [])) for k, s in enumerate(SHEET)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     (lib/'skinrepro'/'runs').mkdir(exist_ok=True)

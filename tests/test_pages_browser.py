@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import threading
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -22,11 +23,10 @@ def html(page):
     "As nbconvert writes it, with our style and our words for pictures, without what it would fetch from elsewhere."
     from nbconvert import HTMLExporter
     nb = nbformat.read(ROOT/'nbs'/f'{page}.ipynb', 4)
-    for c in nb.cells:
-        for o in c.get('outputs', []):
-            if 'image/png' in o.get('data', {}): o.metadata['image/png'] = dict(alt=alt_of(c.source))
+    words = iter([alt_of(c.source) for c in nb.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})])
     text, _ = HTMLExporter(template_name='lab').from_notebook_node(nb)
-    text = re.sub(r'<script\b[^>]*\bsrc="https?:[^>]*></script>', '', text)
+    text = re.sub(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>', '', text)
+    text = re.sub(r'alt="No description[^"]*"', lambda m: f'alt="{escape(w)}"' if (w := next(words)) else m[0], text) # nbconvert's lab template knows no words
     text = re.sub(r'<script type="module">.*?</script>', '', text, flags=re.S) # a drawing library from elsewhere
     return text.replace('</head>', f"<link rel=\"icon\" href=\"data:,\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><style>{(ROOT/'nbs'/'styles.css').read_text()}</style></head>", 1)
 

@@ -79,10 +79,11 @@ def verdict_of(
 
 def front(
     found:pd.DataFrame=None, # from `all_verdicts`; None makes it
+    papers=runner.PAPERS, # keys
 )->pd.DataFrame: # columns of `rows`, and verdict, command, links ((id, path of its record) pairs)
     "One row for every arm and protocol with records, whatever the paper: what the paper prints of it, else its first metric."
     found, out = all_verdicts() if found is None else found, []
-    for paper, preset, dataset in ((p, *at) for p in runner.PAPERS for at in places(p)):
+    for paper, preset, dataset in ((p, *at) for p in papers for at in places(p)):
         df = rows(paper, preset, dataset)
         df = df[(df.runs > 0) | df.state.str.contains('stale')]
         for (protocol, arm), g in df.groupby(['protocol', 'arm'], sort=False):
@@ -124,7 +125,8 @@ def figure_front(
 # %% ../../nbs/companion/55_site.ipynb #0ca28bc8
 def _values(mod, preset, protocol): # field -> values over the main arms
     cfgs = [c for a, c in mod.arms(preset, protocol).items() if a in mod.MAIN]
-    return {f: list(dict.fromkeys(str(getattr(c, f)) for c in cfgs)) for f in mod.Config.__dataclass_fields__}
+    def word(v): return f'{v:g}' if isinstance(v, float) else str(v)
+    return {f: list(dict.fromkeys(word(getattr(c, f)) for c in cfgs)) for f in mod.Config.__dataclass_fields__}
 
 def differs(
     paper:str, # key

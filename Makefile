@@ -11,10 +11,11 @@ READY := .venv/.ready
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c "import sys, venv, ensurepip; sys.version_info >= (3, 11) and print('$(p)')" 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test export clean docs lab bench readme hooks
+QUARTO = command -v quarto >/dev/null || { echo "the website needs Quarto: install it from https://quarto.org/docs/get-started/ and run 'make $@' again"; exit 2; }
+.PHONY: help setup run test export clean docs docs-preview lab bench readme hooks
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
 	@echo "  variables: PAPER=$(PAPER) PRESET=$(PRESET) DATASET= SEEDS=$(SEEDS) DATA=folder-of-official-files"
 
 $(READY): constraints.txt settings.ini setup.py pyproject.toml
@@ -23,7 +24,7 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip setuptools wheel
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cluster,engine,dev,test]'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt lightly
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt lightly cffconvert
 	@touch $@
 
 setup: $(READY) ## make .venv from constraints.txt, once
@@ -42,8 +43,12 @@ clean: ## remove caches and built files; records, artefacts and .venv stay
 	@find . -name __pycache__ -not -path './.venv/*' -type d -exec rm -rf {} +
 
 docs: $(READY) ## build the website (needs Quarto)
-	@command -v quarto >/dev/null || { echo "the website needs Quarto: install it from https://quarto.org/docs/get-started/ and run 'make docs' again"; exit 2; }
-	@cp _quarto.yml nbs/_quarto.yml && $(BIN)/nbdev-docs
+	@$(QUARTO)
+	@cp _quarto.yml nbs/_quarto.yml && $(BIN)/nbdev-docs && $(BIN)/python -c "from skinrepro.companion.site import take_records; print(take_records('_docs'), 'records taken along')"
+
+docs-preview: $(READY) ## show the website here, and again whenever a notebook changes (needs Quarto)
+	@$(QUARTO)
+	@cp _quarto.yml nbs/_quarto.yml && $(BIN)/nbdev-preview
 
 lab: $(READY) ## open JupyterLab on the papers
 	@$(BIN)/jupyter lab nbs/papers
@@ -54,8 +59,8 @@ bench: $(READY) ## measure SimCLR and the Barlow Twins loss beside their peers, 
 	@$(BIN)/python bench/barlow.py
 	@$(BIN)/python bench/grid.py
 
-readme: $(READY) ## README.md from nbs/index.ipynb
-	@$(BIN)/python -m nbconvert --to markdown --log-level ERROR --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide --TagRemovePreprocessor.remove_input_tags hide-input --output-dir . --output README nbs/index.ipynb
+readme: $(READY) ## README.md and its picture from nbs/index.ipynb
+	@$(BIN)/python -c "from skinrepro.companion.site import write_readme; write_readme()"
 
 hooks: $(READY) ## merge and diff notebooks by cell in this checkout (nbdev's drivers, see .gitconfig)
 	@git config --local include.path ../.gitconfig

@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=['skinrepro', 'skinrepro.*']),
     package_data={'skinrepro': ['**/*.csv', '**/*.json', '**/*.txt', 'runs/*.ipynb']},
     install_requires=lines('requirements'),
-    extras_require={name: lines(f'{name}_requirements') for name in ('cluster', 'engine', 'dev', 'test')},
+    extras_require={name: lines(f'{name}_requirements') for name in ('cluster', 'engine', 'dev', 'test', 'lint')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['skinrepro=skinrepro._modidx:d']},
     cmdclass={'build_py': BuildWithSheets},
     zip_safe=False)

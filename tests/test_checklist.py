@@ -12,7 +12,9 @@ COUNTS = dict(P0=81, P1=70, P2=54, P3=72, P4=109)
 
 
 @pytest.fixture
-def items(): return load_checklist()
+def items(): # of the five papers; one that came later has tests of its own
+    df = load_checklist()
+    return df[df.id.str[:2].isin(COUNTS)].reset_index(drop=True)
 
 
 def test_every_item_once_and_in_order(items):
@@ -68,7 +70,7 @@ def test_ranges():
 
 def test_every_claim_item_is_a_claim(items):
     c = set(items.id[items.tags.str.split().map(lambda t: 'C' in t)])
-    assert c <= set(load_claims()['item']) <= set(items.id)
+    assert c <= set(load_claims()['item']) <= set(load_checklist().id)
 
 
 def test_every_table_item_has_values(items):
@@ -82,7 +84,8 @@ def test_published_items_exist(items): assert set(load_published()['item']) <= s
 def test_progress(items):
     t = progress(items)
     assert t.sum(axis=1).to_dict() == COUNTS and list(t.columns) == list(STATUS)
-    assert f"{t['open'].sum()} open" in progress_line() and progress_line().startswith('checklist: 386 items')
+    whole = progress() # with papers that came later
+    assert f"{whole['open'].sum()} open" in progress_line() and progress_line().startswith(f'checklist: {len(load_checklist())} items')
 
 
 @pytest.mark.parametrize('paper', PAPERS)

@@ -170,7 +170,7 @@ def test_without_records(tmp_path, monkeypatch):
     monkeypatch.setenv('SKINREPRO_RESULTS', str(tmp_path))
     df = all_verdicts()
     assert set(df.verdict.str.split(' (', regex=False).str[0]) == {'not run', 'cannot be tested here'} and df['diff'].isna().all()
-    assert set(df['item'].str[:2]) == {'P0', 'P1', 'P2', 'P3', 'P4'} and compute_spent().empty
+    assert set(df['item'].str[:2]) >= {'P0', 'P1', 'P2', 'P3', 'P4'} and compute_spent().empty
     assert tally(scoreboard(df)).to_numpy().sum() == df['item'].nunique()
     assert 'not run' in one_sentence(df[df.paper == 'gan_ssl'], 'P0')
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import skinrepro
 from .checklist import CHECKLIST_FIELDS
 from .claims import CLAIM_FIELDS
-from .published import FIELDS, PAPERS, papers
+from .published import FIELDS, papers
+from .site import colab, repository
 from ..core import UserError, atomic
 
 # %% ../../nbs/companion/59_template.ipynb #46bdddc9
@@ -68,16 +69,17 @@ def new_paper(
     root = Path(root or Path(skinrepro.__file__).parents[1])
     if not (root/'nbs'/'papers').is_dir(): raise UserError(f"'{root}' is no checkout of skinrepro: clone the repository, and run this in it")
     if not key.isidentifier() or keyword.iskeyword(key) or key != key.lower(): raise UserError(f"'{key}' cannot be the name of a module: write lower-case letters, digits and _, e.g. my_paper")
-    if key in PAPERS: raise UserError(f"there is a paper '{key}' already: choose another name")
-    prefix, number = f'P{len(PAPERS)}', 60 + len(PAPERS)
-    if len(PAPERS) > 9: raise UserError('ids have room for ten papers, P0 to P9: widen the pattern of ids in 56_checklist first')
-    words = dict(KEY=key, PREFIX=prefix, NUMBER=str(number), TITLE=(title or key).rstrip('.'))
-    page, companion = f'papers/{number}_{key}', root/'skinrepro'/'companion'
+    companion = root/'skinrepro'/'companion'; register = companion/'papers.csv'
+    known = [r['key'] for r in csv.DictReader(register.read_text(encoding='utf-8').splitlines())] # of that checkout
+    if key in known: raise UserError(f"there is a paper '{key}' already: choose another name")
+    prefix, number = f'P{len(known)}', 60 + len(known)
+    if len(known) > 9: raise UserError('ids have room for ten papers, P0 to P9: widen the pattern of ids in 56_checklist first')
+    page = f'papers/{number}_{key}'
+    words = dict(KEY=key, PREFIX=prefix, NUMBER=str(number), TITLE=(title or key).rstrip('.'), COLAB=colab(f'{page}.ipynb', root), REPOSITORY=repository(root))
     new = {root/f'nbs/{page}.ipynb': _sheet(notebook(_fill('paper', words).replace('NUMBER_KEY', f'{number}_{key}'))), root/f'nbs/runs/{key}.ipynb': _sheet(notebook(_fill('sheet', dict(words, NUMBER_KEY=f'{number}_{key}')))),
            root/f'tests/test_{key}.py': _fill('test', words), companion/f'published_{key}.csv': _csv(FIELDS), companion/f'claims_{key}.csv': _csv(CLAIM_FIELDS, _claim(key, prefix)),
            companion/f'checklist_{key}.csv': _csv(CHECKLIST_FIELDS, *_items(key, prefix, page))}
     if there := [f for f in new if f.exists()]: raise UserError(f"'{there[0].relative_to(root)}' exists already: move it away, or choose another name")
-    register = companion/'papers.csv'
     changed = {register: register.read_text(encoding='utf-8') + _csv(papers()[0].keys(), dict(key=key, prefix=prefix, title=title or key)).split('\n', 1)[1], root/'_quarto.yml': _sidebar((root/'_quarto.yml').read_text(encoding='utf-8'), page, key)}
     for file, text in (new | changed).items():
         with atomic(file) as f: f.write(text)

@@ -1,0 +1,36 @@
+"Time and last lines of the two commands of the front page, from a checkout without `.venv`: python3 bench/front.py [run] [test]; writes results/bench/front.json."
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE, LINES = ROOT/'results'/'bench'/'front.json', dict(run=16, test=3)
+
+
+def timed(*words):
+    "(seconds, lines of stdout); a failure ends this."
+    began = time.monotonic()
+    r = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if r.returncode: sys.exit(f"{' '.join(words)} failed with status {r.returncode}: nothing was written")
+    return round(time.monotonic() - began, 1), [l.rstrip() for l in r.stdout.splitlines() if l.strip()]
+
+
+def main(what):
+    for w in what:
+        if w not in LINES: sys.exit(f"'{w}' is not measured: write run, test or both")
+    setup = None if (ROOT/'.venv'/'.ready').is_file() else timed('make', 'setup')[0]
+    found = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    for w in what:
+        seconds, lines = timed('make', w)
+        old = found.get(f'make {w}', {})
+        found[f'make {w}'] = dict(seconds=seconds, setup_seconds=setup or old.get('setup_seconds'), machine=f'{os.cpu_count()} cores, {platform.machine()}', load=round(os.getloadavg()[0], 1),
+                                  when=datetime.date.today().isoformat(), last=lines[-LINES[w]:])
+        part = FILE.with_suffix('.part'); part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n'); os.replace(part, FILE)
+
+
+if __name__ == '__main__': main(sys.argv[1:] or ['run', 'test'])

@@ -1249,6 +1249,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'skinrepro.methods.vicreg.vicreg_terms': ( 'methods/vicreg.html#vicreg_terms',
                                                                                      'skinrepro/methods/vicreg.py')},
             'skinrepro.papers.dermgan': { 'skinrepro.papers.dermgan.Config': ('papers/dermgan.html#config', 'skinrepro/papers/dermgan.py'),
+                                          'skinrepro.papers.dermgan.Config.__post_init__': ( 'papers/dermgan.html#config.__post_init__',
+                                                                                             'skinrepro/papers/dermgan.py'),
                                           'skinrepro.papers.dermgan.Crops': ('papers/dermgan.html#crops', 'skinrepro/papers/dermgan.py'),
                                           'skinrepro.papers.dermgan.Crops.__getitem__': ( 'papers/dermgan.html#crops.__getitem__',
                                                                                           'skinrepro/papers/dermgan.py'),

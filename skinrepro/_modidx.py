@@ -864,6 +864,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'skinrepro/methods/barlow_twins.py'),
                                                 'skinrepro.methods.barlow_twins.JointEmbedding.__init__': ( 'methods/barlow_twins.html#jointembedding.__init__',
                                                                                                             'skinrepro/methods/barlow_twins.py'),
+                                                'skinrepro.methods.barlow_twins.JointEmbedding.after_batch': ( 'methods/barlow_twins.html#jointembedding.after_batch',
+                                                                                                               'skinrepro/methods/barlow_twins.py'),
                                                 'skinrepro.methods.barlow_twins.JointEmbedding.after_fit': ( 'methods/barlow_twins.html#jointembedding.after_fit',
                                                                                                              'skinrepro/methods/barlow_twins.py'),
                                                 'skinrepro.methods.barlow_twins.JointEmbedding.before_batch': ( 'methods/barlow_twins.html#jointembedding.before_batch',

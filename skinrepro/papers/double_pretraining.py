@@ -265,7 +265,6 @@ def library():
 def pipelines(
     kind:str, # 'pretraining' (two views) or 'tuning' (one)
     size:int, # side of a view, pixels
-    cuda:bool=False, # will it run on a GPU?
 )->list: # fastai Pipelines
     "The released recipes in the library's own operations [P4-24, P4-27, P4-47, P4-48]."
     import torch
@@ -275,7 +274,7 @@ def pipelines(
             sigma = torch.empty(1).uniform_(.1, 2.).item()
             return kornia.RandomGaussianBlur((min(13, size//2*2 - 1),)*2, (sigma, sigma), p=p)(x)
         return blur
-    def made(flip, rotate, *more): return augmentations.get_batch_augs(size, rotate=True, rotate_deg=45, rotate_p=rotate, jitter=False, bw=False, blur=False, resize_scale=(.7, 1.), resize_ratio=(3/4, 4/3), flip_p=flip, stats=None, cuda=cuda, xtra_tfms=list(more))
+    def made(flip, rotate, *more): return augmentations.get_batch_augs(size, rotate=True, rotate_deg=45, rotate_p=rotate, jitter=False, bw=False, blur=False, resize_scale=(.7, 1.), resize_ratio=(3/4, 4/3), flip_p=flip, stats=None, xtra_tfms=list(more))
     if kind == 'tuning': return [made(.25, .25)]
     return [made(.5, .5, kornia.ColorJitter(.24, .24, .12, .06, p=.8), kornia.RandomGrayscale(p=.2), one_width(blur), kornia.RandomSolarize(thresholds=.1, additions=.1, p=solarise)) for blur, solarise in ((1., 0.), (.1, .2))]
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from simclr import LR, TEMPERATURE, native_bf16, summary # the bench beside this one
 
 from skinrepro.companion.records import machine, peak_memory
-from skinrepro.core import UserError, default_device, home, rng, seed_of, write_json
+from skinrepro.core import UserError, default_device, home, read_json, rng, seed_of, write_json
 from skinrepro.data.phantom import phantom
 from skinrepro.data.views import Views
 from skinrepro.methods.encoders import Projected, encoder, mlp
@@ -309,20 +309,21 @@ def versions()->dict: # package -> version
 def arguments(argv=None):
     "The command line, checked."
     p = argparse.ArgumentParser(description=__doc__)
-    words = dict(size='side of the images, pixels', width='channels at most; the latent is as wide', batch='images a step', rounds=f'fewer than {ROUNDS} give no verdict',
+    words = dict(size='side of the images, pixels', width='channels at most; the latent is as wide', batch='images a step', rounds=f'fewer than {ROUNDS} give no verdict; 0 keeps the speeds of the record that is there and measures KID alone',
         steps=f'of one arm in one round, a multiple of {CYCLE}', images='that plain and fast are trained on for KID; 0 leaves it out', seeds='trainings of each for KID', pairs='that the feature network is trained on',
         generated='images judged by KID', real='phantoms to train on')
     for k, w in words.items(): p.add_argument(f'--{k}', type=int, help=f'{w} (default {FULL[k]})')
     p.add_argument('--data', help='folder of official files: HAM10000 instead of phantoms')
     p.add_argument('--tiny', action='store_true', help='seconds instead of an hour; numbers mean nothing')
-    p.add_argument('--out', type=Path, help='default results/bench/gan.json')
+    p.add_argument('--out', type=Path, default=home()/'results'/'bench'/'gan.json', help='default results/bench/gan.json')
     a = p.parse_args(argv)
     for k, v in (TINY if a.tiny else FULL).items():
         if getattr(a, k) is None: setattr(a, k, v)
     resolutions(a.size) # refuses what is no power of two
     if a.size < 8: raise UserError('--size must be 8 or more: nothing grows below')
     if a.steps < 1 or a.steps % CYCLE: raise UserError(f'--steps {a.steps} is no multiple of {CYCLE}, so that lazy R1 would not come round: choose {max(1, round(a.steps/CYCLE))*CYCLE}')
-    if min(a.rounds, a.seeds, a.width, a.pairs, a.batch - 1) < 1: raise UserError('--rounds, --seeds, --width and --pairs must be 1 or more, --batch 2 or more')
+    if min(a.seeds, a.width, a.pairs, a.batch - 1) < 1 or a.rounds < 0: raise UserError('--seeds, --width and --pairs must be 1 or more, --batch 2 or more, --rounds 0 or more')
+    if not a.rounds and not a.images: raise UserError('--rounds 0 and --images 0 leave nothing to measure: give one of them')
     if a.images and a.images < 2*a.batch: raise UserError(f'--images {a.images} is less than two steps of --batch {a.batch}: train on more images, or on 0 to leave KID out')
     if a.images < 0 or a.generated < 4: raise UserError('--images must be 0 or more, --generated 4 or more')
     if a.real < a.batch*CYCLE: a.real = a.batch*CYCLE # enough for a round
@@ -337,7 +338,7 @@ def main(argv=None):
     device, native = default_device().type, native_bf16()
     arms, notes = arms_of(native), []
     if not native: notes.append('This machine has no native bfloat16 (avx512_bf16, amx_bf16 or a GPU), where it would run many times slower than fp32: that lever is not run, and fast is fp32.')
-    if a.rounds < ROUNDS: notes.append(f'Fewer than {ROUNDS} rounds: no verdict.')
+    if 0 < a.rounds < ROUNDS: notes.append(f'Fewer than {ROUNDS} rounds: no verdict.')
     if a.size != TARGET_SIZE or device != 'cpu': notes.append(f'The target of {TARGET} is for {TARGET_SIZE} px on a CPU: no verdict.')
     if a.tiny: notes.append('--tiny: these numbers show that the bench runs, nothing else.')
     if not a.data: notes.append('Real images are phantoms, which are rendered: KID says how fast compares with plain, not how good lesions are.')
@@ -345,10 +346,36 @@ def main(argv=None):
     began, load = time.perf_counter(), os.getloadavg()[0]
     with console.status('real images'): name, train, held = real_images(a)
     s = Setting(a.size, a.width, a.batch, device, train)
+    spent = dict(speeds(arms, s, a, console), notes=notes) if a.rounds else before(a)
+    q = None
+    if a.images:
+        rate = [spent['arms'][k]['images_per_s_median'] for k in ('plain', 'fast')]
+        console.print(f"KID: at most {math.ceil(a.seeds*sum(a.images/r for r in rate)/60)} minutes of training follow (growing is cheaper), and those of the feature network.")
+        q = quality(arms, s, a, name, train, held, console)
+        gap, sd = q['fast_minus_plain'], q['sd_over_seeds']
+        console.print(quality_table(q)); console.print(q['protocol'], highlight=False, markup=False)
+        if len(q['runs']) > 1: console.print(f"fast - plain: mean {gap['mean']:+.3g}, sd {gap['sd']:.2g} over {len(q['runs'])} seeds; KID itself varies by sd {sd['plain']:.2g} (plain) and {sd['fast']:.2g} (fast) from seed to seed. So few seeds can show a large loss of quality, not that there is none.")
+        else: notes.append('One seed says little: KID varies from seed to seed.'); console.print(notes[-1])
+        q.update(now(began, load), settings={k: getattr(a, k) for k in ('size', 'width', 'batch', 'pairs', 'generated', 'real', 'tiny')} | dict(dataset=name, device=device, notes=notes))
+    write_json(a.out, dict(spent, quality=q))
+    console.print(f'Written to {a.out.name}; {time.perf_counter() - began:.0f} s in all; load {load:.1f} before, {os.getloadavg()[0]:.1f} after (a busy machine blurs ratios).')
+
+def now(began, load)->dict: # of whatever was measured since
+    "When, where, and beside what other work."
+    return dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seconds=round(time.perf_counter() - began, 1), machine=machine(), versions=versions(), load=[load, os.getloadavg()[0]])
+
+def before(a)->dict: # without its KID
+    "The record that is there, whose speeds are kept."
+    if not a.out.is_file(): raise UserError(f"--rounds 0 keeps the speeds of '{a.out.name}', which is not there: measure them first")
+    return dict(read_json(a.out), quality=None)
+
+def speeds(arms, s, a, console)->dict: # what the record says of them
+    "Memory, exactness and images/s of every arm, printed."
+    began, load = time.perf_counter(), os.getloadavg()[0]
     kept = memories({k: v for k, v in arms.items() if not a.tiny or k in ('plain', 'fast')}, s, console)
     far = differences(arms, s)
     found = measure(arms, s, a.rounds, a.steps, console)
-    levers, speed = shares(found), verdict(found, a, device)
+    levers, speed = shares(found), verdict(found, a, s.device)
     for k, v in kept.items(): found[k]['peak_mib'] = v
     for k, v in far.items(): levers.setdefault(k, dict(alone=found[k]['ratio'], kind='algorithm'))['off_by'] = v
     console.print(step_table(found, kept, s))
@@ -356,20 +383,8 @@ def main(argv=None):
     console.print(f"fast to plain {span(speed)}, target {TARGET}: {word}")
     console.print(lever_table(levers, found, kept, far))
     for k, w in KINDS.items(): console.print(f'{k}: {w}.')
-    q = None
-    if a.images:
-        rate = [found[k]['images_per_s_median'] for k in ('plain', 'fast')]
-        console.print(f"KID: at most {math.ceil(a.seeds*sum(a.images/r for r in rate)/60)} minutes of training follow (growing is cheaper), and those of the feature network.")
-        q = quality(arms, s, a, name, train, held, console)
-        gap, sd = q['fast_minus_plain'], q['sd_over_seeds']
-        console.print(quality_table(q)); console.print(q['protocol'], highlight=False, markup=False)
-        if len(q['runs']) > 1: console.print(f"fast - plain: mean {gap['mean']:+.3g}, sd {gap['sd']:.2g} over {len(q['runs'])} seeds; KID itself varies by sd {sd['plain']:.2g} (plain) and {sd['fast']:.2g} (fast) from seed to seed. So few seeds can show a large loss of quality, not that there is none.")
-        else: notes.append('One seed says little: KID varies from seed to seed.'); console.print(notes[-1])
-    out = a.out or home()/'results'/'bench'/'gan.json'
-    settings = {k: getattr(a, k) for k in FULL} | dict(tiny=a.tiny, dataset=name, gamma=GAMMA, lr=GAN_LR, native_bf16=native, device=device, kinds=KINDS, order=chain(found), loss='logistic', mixing=.9)
-    write_json(out, dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seconds=round(time.perf_counter() - began, 1), notes=notes, machine=machine(), versions=versions(),
-        load=[load, os.getloadavg()[0]], settings=settings, speed=speed, arms=found, levers=levers, quality=q))
-    console.print(f'Written to {out.name}; {time.perf_counter() - began:.0f} s in all; load {load:.1f} before, {os.getloadavg()[0]:.1f} after (a busy machine blurs ratios).')
+    settings = {k: getattr(a, k) for k in FULL} | dict(tiny=a.tiny, gamma=GAMMA, lr=GAN_LR, native_bf16=native_bf16(), device=s.device, kinds=KINDS, order=chain(found), loss='logistic', mixing=.9)
+    return dict(now(began, load), settings=settings, speed=speed, arms=found, levers=levers)
 
 
 if __name__ == '__main__':

@@ -245,6 +245,16 @@ def test_terms_are_logged_and_add_up(whole, method, names):
     assert curve['loss'] != train(method, seed=1)['curve']['loss']
 
 
+def test_a_checkpoint_holds_few_tensors():
+    "A term is a tensor until the hundredth step: thousands of them in a checkpoint take longer to save than the model."
+    from types import SimpleNamespace
+    cb = BarlowTwins(TwinViews(16))
+    cb.learn = SimpleNamespace(step=99, curve={n: [torch.tensor(.5)]*100 for n in cb.names})
+    cb.after_batch(); assert torch.is_tensor(cb.learn.curve['invariance'][0])
+    cb.learn.step = 100; cb.after_batch()
+    assert all(v == [.5]*100 and isinstance(v[0], float) for v in cb.learn.curve.values())
+
+
 def test_options_change_the_run(whole):
     runs = [whole['barlow']['curve']['loss'], *(train('barlow', **k)['curve']['loss'] for k in (dict(passes=1), dict(precision='bf16')))]
     assert len({tuple(r) for r in runs}) == 3 and runs[2][0] == pytest.approx(runs[0][0], rel=.05)

@@ -4,14 +4,14 @@ import importlib, json, logging, math, os, subprocess, sys
 import pytest
 from test_bench import numbers
 
-from skinrepro.core import UserError
+from skinrepro.core import UserError, write_json
 
 LEVERS = {'fold', 'layout', 'fused', 'share', 'lazy', 'bf16'}
 
 
-def tiny(root, out):
+def tiny(root, out, *words):
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, str(root/'bench'/'gan.py'), '--tiny', '--out', str(out)], capture_output=True, text=True, timeout=240, env=env)
+    return subprocess.run([sys.executable, str(root/'bench'/'gan.py'), '--tiny', '--out', str(out), *words], capture_output=True, text=True, timeout=240, env=env)
 
 
 def test_bench_gan(root, tmp_path):
@@ -41,6 +41,11 @@ def test_bench_gan(root, tmp_path):
         assert 'resnet18 SimCLR 64 pairs of 80 phantom images sha256:' in words and 'generated n=32, held-out n=32' in words
     assert q['floor']['value'] < q['runs'][0]['plain']['kid']['value'] # after 32 images nobody passes for real
     assert got['machine']['packages']['torch'] and len(got['load']) == 2 and got['versions']['torch-fidelity']
+    write_json(out, dict(got, arms=dict(got['arms'], mark=1))) # KID alone is measured anew, the speeds stay
+    again = tiny(root, out, '--rounds', '0', '--images', '16')
+    assert again.returncode == 0, again.stderr
+    new = json.loads(out.read_text(encoding='utf-8'))
+    assert new['arms']['mark'] == 1 and new['date'] == got['date'] < new['quality']['date'] and new['quality']['images'] == 16
 
 
 def test_bench_gan_refuses_what_it_cannot_measure(root, monkeypatch):
@@ -49,5 +54,5 @@ def test_bench_gan_refuses_what_it_cannot_measure(root, monkeypatch):
     bench = importlib.import_module('gan'); logging.captureWarnings(False)
     for name in ('gan', 'simclr'): monkeypatch.delitem(sys.modules, name)
     for words, says in ((['--size', '48'], 'size=48 is not a power of two from 4 up: choose 64'), (['--steps', '10'], 'choose 8'),
-                        (['--images', '5'], 'less than two steps of --batch 16'), (['--batch', '1'], '--batch 2 or more')):
+                        (['--images', '5'], 'less than two steps of --batch 16'), (['--batch', '1'], '--batch 2 or more'), (['--rounds', '0', '--images', '0'], 'leave nothing to measure')):
         with pytest.raises(UserError, match=says): bench.arguments(words)

@@ -182,7 +182,8 @@ def test_chain(chain):
     for k in chain: # every condition that is shown has its majority share beside it
         names = {m['name'] for m in chain[k]['metrics']} if k != 'where' else set()
         assert ('condition_accuracy' in names) == ('condition_majority_share' in names) == ('condition_macro_f1' in names)
-    c = chain['dermgan']['data']['counts']; assert 0 < sum(c[f'gan_train_type_{t}'] for t in range(1, 7)) <= c['gan_train'] and c['skin_type_by_ita'] == 0
+    for k, n in (('ita_spearman', 4), ('size_spearman', len(chain['dermgan']['figures']['size_area'])), ('surround_change_bcc', 1)): assert named[k]['n'] == n # what was measured
+    c = chain['dermgan']['data']['counts']; assert all(c[f'gan_train_type_{t}_by_ita'] == 0 for t in range(1, 7)); assert 0 < sum(c[f'gan_train_type_{t}'] for t in range(1, 7)) <= c['gan_train'] and c['skin_type_by_ita'] == 0
     for k in ('fid', 'kid'): assert 'n=' in named[k]['protocol'] and 'small trained on real windows' in named[k]['protocol']
     assert abs(named['fid']['sd196'] - 1.96*named['fid']['sd']) < 1e-12 and -1 <= named['ita_spearman']['value'] <= 1
     fl = next(m for m in chain['real']['metrics'] if m['name'] == 'fid'); assert fl['n'] == named['fid']['n'] and fl['value'] < named['fid']['value']
@@ -200,6 +201,8 @@ def test_classifiers_have_everything_beside_an_accuracy(chain, ds):
 def test_sheets_come_back(chain):
     f = chain['dermgan']['figures']
     assert d.unpacked(f['colour_sheet']).shape == (4*32, 6*32, 3) and d.unpacked(f['size_sheet']).shape[1] == 7*32
+    big = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8).repeat(32, 1).repeat(32, 2); v = d.packed(big, 3)
+    assert d.unpacked(v).shape == (2*96, 3*96, 3) and len(v) < 60_000 # a sheet of the paper's size fits beside a record, too
     x = np.linspace(0, 255, 6*32*32*3).reshape(6, 32, 32, 3).astype(np.uint8); v = d.unpacked(d.packed(x, 3))
     assert np.abs(v[:32, 32:64].astype(int) - x[1]).mean() < 3 and np.abs(v[32:, :32].astype(int) - x[3]).mean() < 3
 
@@ -238,9 +241,9 @@ def test_controls_find_what_a_perfect_generator_does(ds, monkeypatch):
         return out
     monkeypatch.setattr(d, 'generate', painter)
     cfg = tiny(); data = SimpleNamespace(ds=ds, split=split_of(cfg, ds)[1], notes=d.annotations(ds, 32), x=ds.images(32))
-    colour, shown = d.colour_control(cfg, data, None); size, grown = d.size_control(cfg, data, None)
+    colour, shown = d.colour_control(cfg, data, None); size, around, grown = d.size_control(cfg, data, None)
     assert colour['ita_spearman'] == -1 and colour['ita_falls'] == 1 and colour['ita_range'] > 50 and colour['lightness_range'] > 30 and colour['ita_lesion_spearman'] < -.9
-    assert size['size_found'] == 1 and size['size_spearman'] > .999 and size['size_iou'] > .99 and abs(size['size_slope'] - 1) < .02 and size['surround_change_bcc'] == 0 == size['surround_noise_bcc']
+    assert size['size_found'] == 1 and size['size_spearman'] > .999 and size['size_iou'] > .99 and abs(size['size_slope'] - 1) < .02 and around['surround_change_bcc'] == 0 == around['surround_noise_bcc']
 
 
 def test_figures_fit_beside_a_record(chain, tmp_path):
@@ -257,6 +260,17 @@ def test_equal_shares_and_steps(ds, chain):
 
 def test_whole_images_or_windows(ds, chain):
     r = run(tiny('augmented_crops'), ds, None, chain['where']); assert len(r['figures']['y']) == len(chain['baseline']['figures']['y'])
+
+
+def test_real_and_generated_images_are_resized_once(ds, chain):
+    "The classifier's store has its own size: a generated picture is not blown up to the windows' store and shrunk again."
+    from types import SimpleNamespace
+    cfg = tiny('augmented', store_size=64); data = SimpleNamespace(ds=ds, split=split_of(cfg, ds)[1], notes=d.annotations(ds, 32), x=ds.images(64))
+    x, y, rows, more = d.training_set(cfg, data, chain['where'])
+    assert x.shape[1:] == (32, 32, 3) and len(x) == len(y) == len(ds) + len(more) and np.array_equal(x[rows[:5]], ds.images(32)[rows[:5]])
+    pool = d.crops_of(cfg, data, 'map_pool'); from skinrepro.core import seed_of
+    made = d.generate(d.load_generator(cfg, chain['where']['gan']), d.draw_maps(pool, more, 32, seed_of(cfg.seed, 'added'), cfg.shift), cfg.seed)
+    assert np.array_equal(x[rows[-len(more):]], made)
 
 
 def test_the_search_for_weights_sees_no_evaluation_image(ds, chain):
@@ -309,6 +323,8 @@ def test_the_two_designs():
     one, two = d.study_design(list('abcdefgh')), d.study_design(list('abcdefgh'), 'relevance')
     assert (len(one), one.real.sum(), two.question.nunique()) == (160, 80, 16) and two.groupby('question').size().eq(30).all()
     own = two[two.asked == two.condition]; assert own.groupby(['question', 'real']).size().eq(10).all() and not own.duplicated(['condition', 'real', 'picture']).any()
+    assert not two.duplicated(['question', 'condition', 'real', 'picture']).any() and two[two.asked != two.condition].real.mean() == .5
+    with pytest.raises(UserError, match='lower it'): d.study_design(['a', 'b'], 'relevance', others=99)
     assert len(d.study_design(['a', 'b'], 'relevance', others=0)) == 2*2*20 and len(d.study_design(['a'], 'relevance')) == 40
 
 
@@ -484,5 +500,5 @@ def test_clinical_photographs_bring_boxes_and_types(data_dir):
 def test_missing_inputs_and_wrong_values(ds):
     for arm in ('dermgan', 'real', 'augmented'):
         with pytest.raises(UserError, match='make it with'): run(tiny(arm), ds, None, {})
-    for bad in (dict(upsample='nearest'), dict(mix='half'), dict(method='pix2pix'), dict(w_l2=3.)):
+    for bad in (dict(upsample='nearest'), dict(mix='half'), dict(method='pix2pix'), dict(w_l2=3.), dict(control=0), dict(shares=(.8, .1, .1)), dict(shares=(.5, .5, 0., .1))):
         with pytest.raises(UserError): Config().but(**bad)

@@ -116,7 +116,7 @@ def test_what_does_not_matter_is_not_in_a_name():
     assert source_of(a['barlow']) == source_of(arms('small', 'released')['barlow_twice'].but(seed=4)) == inputs(target_of(a['barlow_twice']))['source']
     assert source_of(a['supervised'].but(lambd=.5)) == source_of(a['supervised']) != source_of(a['barlow'])
     assert target_of(a['barlow_twice'].but(epochs=3, tta=1)) == target_of(a['barlow_twice']) != target_of(a['barlow_twice'].but(seed=1))
-    assert target_of(a['barlow_twice_inductive']) != target_of(a['barlow_twice'])
+    assert target_of(a['barlow_twice_inductive']) != target_of(a['barlow_twice']) == target_of(a['barlow_twice_fixed']) # the control shares what it starts from
     assert not inputs(arms('paper')['vicreg_200x2']) and inputs(a['random']) == {}
     for stage in (source_of, target_of): # what a lab sheet is told makes the same configuration
         c = stage(a['barlow_twice']); base = a[c.arm]
@@ -333,6 +333,9 @@ def test_the_chain_gives_every_number_of_the_tables(ds, chain):
     assert (f['prob'].astype(float).argmax(1) == f['pred']).mean() > .99 # the record keeps half precision
     assert m['unshared_accuracy']['n'] == m['accuracy']['n'] # strict: nothing is shared
     assert {x['name'] for x in chain['target']['metrics']} >= {'lr_found', 'steps', 'loss'} and len(chain['target']['figures']['invariance'])
+    cfg, counts = chain['cfg'], chain['test']['data']['counts']
+    steps = next(x['value'] for x in chain['target']['metrics'] if x['name'] == 'steps')
+    assert cfg.step_matched and steps == (cfg.target_head_epochs + cfg.target_epochs)*((counts['train'] + counts['test'])//cfg.target_batch) # the frozen epoch, too
     assert chain['source']['data']['source'] == 'textures' and chain['test']['data']['counts']['pretraining'] > 0
 
 
@@ -410,8 +413,9 @@ def test_public_weights_are_files_or_an_error(tmp_path, monkeypatch):
 def test_accumulation_counts_images(ds):
     cfg = tiny(arm='vicreg_200x2', batch=8, accumulate=16)
     assert cfg.large and cfg.start == 'vicreg' and arms('paper')['vicreg_200x2'].accumulate == 64
-    made = fine_tune(cfg, ds, split_of(cfg, ds)[1].rows['train'], backbone('test_resnet'))
-    assert next(m['value'] for m in made['metrics'] if m['name'] == 'steps') % 2 == 0
+    made = fine_tune(cfg, ds, split_of(cfg, ds)[1].rows['train'][:72], backbone('test_resnet')) # nine batches
+    frozen = (made['figures']['lr'] == np.float32(cfg.head_lr)).sum()
+    assert next(m['value'] for m in made['metrics'] if m['name'] == 'steps') % 2 == frozen % 2 == 0 < frozen # no update is half of one phase and half of the other
 
 
 def test_bad_input():
@@ -419,3 +423,5 @@ def test_bad_input():
     with pytest.raises(UserError, match="did you mean 'released'"): arms('smoke', 'relesed')
     with pytest.raises(UserError, match='unknown parameter'): Config().but(epoch=3)
     with pytest.raises(UserError, match='start='): Config(start='simclr')
+    for name in ('epochs', 'tta', 'batch', 'target_batch'):
+        with pytest.raises(UserError, match=f'{name}=0 leaves nothing to do'): Config().but(**{name: 0})

@@ -191,8 +191,14 @@ def test_intervals_redraw_what_is_named():
     assert few['recall_1'.replace('1', 'b')] == (0, 0) and few['accuracy'][0] < 50/52
 
 
-def test_too_few_images_are_said(ds):
-    with pytest.raises(UserError, match='more than the 600'): split_of(tiny(n_train=8000), ds)
+@pytest.mark.parametrize('change, says', [(dict(n_train=8000), 'more than the 600'), (dict(validation=1.), 'validation=1.0 is no share'), (dict(validation=-.1), 'is no share')])
+def test_sets_that_cannot_be_are_said(ds, change, says):
+    with pytest.raises(UserError, match=says): split_of(tiny(**change), ds)
+
+
+@pytest.mark.parametrize('change', [dict(batch=121), dict(epochs=0)])
+def test_a_run_without_a_step_is_refused(ds, change): # not an untrained network under a trained one's name
+    with pytest.raises(UserError, match='is no step'): run(network_of(tiny('supervised', **change)), ds)
 
 
 # configurations
@@ -216,6 +222,20 @@ def test_what_does_not_matter_is_not_in_a_name():
     assert source_of(a['resnet18']) == source_of(a['resnet18_same_aug'].but(seed=7)) and source_of(a['resnet18']) != source_of(a['resnet50'])
 
 
+def test_one_judge_for_all_seeds():
+    a = arms('small', 'paper')['semi_gan']
+    assert inputs(a.but(seed=2))['judge'] == inputs(a)['judge'] and inputs(a.but(seed=2))['network'] != inputs(a)['network']
+    assert inputs(a)['judge'] != inputs(arms('small', 'strict')['semi_gan'])['judge']
+
+
+def test_weights_asked_for_reach_the_baselines_only():
+    "`--set weights=imagenet` holds for a whole grid, and its table for all arms."
+    from skinrepro.companion.runner import plan
+    asked = {c.cfg.arm: c.cfg.weights for c in plan('semi_gan', 'small', 'ham10000', ['paper'], overrides=dict(weights='imagenet'))}
+    assert asked == dict(semi_gan='none', supervised='none', resnet18='imagenet')
+    with pytest.raises(UserError, match="net='resnet8'"): tiny(net='resnet8')
+
+
 def test_the_recipe_reads_the_papers_own_arm():
     "The table of deviations shows the fields of the last arm: it must be the paper's."
     from skinrepro.companion.checklist import deviations
@@ -236,7 +256,7 @@ def test_weights_are_named_and_never_downloaded(monkeypatch, tmp_path):
     cfg = arms('paper')['resnet18']; assert cfg.weights == 'imagenet' and 'source' not in inputs(network_of(cfg)) and arms('paper')['resnet50'].weights == 'textures'
     assert before == {p: arms(p) for p in before} and before['small']['resnet18'].weights == 'textures' # records of these sizes do not depend on a machine's cache
     assert arms('paper')['semi_gan'].judge_weights == 'textures' and inputs(arms('small')['semi_gan'])['judge'] == network_of(arms('small')['resnet18'])
-    with pytest.raises(UserError, match='absent or damaged'): p2.network(network_of(cfg), 7)
+    with pytest.raises(UserError, match='^weights absent'): p2.network(network_of(cfg), 7)
 
 
 def test_weights_in_the_projects_own_folder(monkeypatch, tmp_path):
@@ -306,6 +326,22 @@ def test_batch_norm_is_measured_on_what_it_is_shown():
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3)); x = torch.randn(40, 3, 4, 4)*2 + 5
     p2.measure_bn(net, x.split(10))
     assert torch.allclose(net[0].running_mean, x.mean((0, 2, 3)), atol=1e-4) and net[0].momentum == .1
+
+
+def test_the_averaged_generator_has_statistics_of_its_own(judged, ds):
+    "Left as the newest weights' they shift its colours: with 512 latents both modes must agree."
+    from skinrepro.methods.train import load_state
+    cfg = tiny(); G = p2._generator(cfg, 8); G.load_state_dict(load_state(judged[1]/'semi_gan'/'network'/'generator.pt')); z = torch.randn(512, cfg.z_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): own, batch = G.eval()(z), G.train()(z)
+    assert (own.mean((0, 2, 3)) - batch.mean((0, 2, 3))).abs().max() < .02*batch.std()
+
+
+def test_a_baseline_sees_generated_images_in_a_pass_of_their_own(ds):
+    cfg = tiny('supervised', fake_unit=True, weight=3.); seen = []
+    game = p2._game()(torch.nn.Linear(1, 1), p2.network(cfg, 8), ds.y, np.ones(len(ds), bool), n=8, cfg=cfg, steps=10, source=p2._generator(cfg, 8).eval())
+    assert not [k for k in game.state_dict() if 'source' in k]
+    game.D.register_forward_pre_hook(lambda _, x: seen.append(len(x[0]))); loss, logs = game.d_loss(batch_of(ds), 0)
+    assert seen == [16, 8] and loss.item() == pytest.approx(3*logs['label'].item() + logs['d'].item(), rel=1e-6)
 
 
 # runs

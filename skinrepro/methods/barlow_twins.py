@@ -197,6 +197,9 @@ class JointEmbedding(Callback):
         for n, t in zip(self.names, terms): self.learn.curve[n].append(t.detach())
         return sum(terms)
 
+    def after_batch(self):
+        if self.learn.step % 100 == 0: self.after_fit() # a checkpoint of thousands of tensors takes seconds
+
     def after_fit(self):
         for n in self.names: self.learn.curve[n] = [float(t) for t in self.learn.curve[n]]
 

@@ -9,8 +9,8 @@ __all__ = ['ITA_LIMITS', 'SETS', 'CONDITIONS', 'TYPES', 'PRESETS', 'PROTOCOLS', 
            'patchgan', 'roi_l1', 'feature_matching', 'game_of', 'generate', 'checkerboard', 'Config', 'arms', 'gan_of',
            'features_of', 'inputs', 'run', 'conditions_of', 'crops_of', 'wobble', 'train_gan', 'load_generator',
            'classifier', 'fit_classifier', 'predict', 'train_features', 'load_features', 'draw_maps', 'real_windows',
-           'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'packed', 'unpacked',
-           'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions', 'resized', 'training_set',
+           'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'resized', 'packed', 'unpacked',
+           'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions', 'training_set',
            'judge_classifier', 'compare', 'study_design', 'make_study', 'study_pictures', 'Rating', 'read_answers',
            'simulate_raters', 'score_study', 'live', 'study_form', 'Painter', 'paint_form']
 
@@ -474,6 +474,12 @@ class Config(core.Config):
     step_matched:bool = False # with synthetic images as many steps as without; protocol
     boot:int = 1000 # resamples of a bootstrap [P3-53]
 
+    def __post_init__(self):
+        super().__post_init__()
+        for n in ('rare', 'per', 'batch', 'fid_n', 'trials', 'control', 'added', 'clf_epochs', 'clf_batch', 'boot'):
+            if getattr(self, n) < 1: raise UserError(f"{n}={getattr(self, n)} leaves nothing to do: choose 1 or more")
+        if len(self.shares) != len(SETS) or min(self.shares) <= 0: raise UserError(f"shares={self.shares}: give a positive share to each of {', '.join(SETS)}")
+
 # %% ../../nbs/papers/63_dermgan.ipynb #a850ef87
 PRESETS = dict(
     smoke=dict(dataset='phantom', model='all', rare=6, size=32, store_size=32, width=4, kimg=1.6, batch=16, fid_n=16, trials=10, extractor='own', control=4,
@@ -545,8 +551,10 @@ def run(
     data = SimpleNamespace(ds=ds, split=split, notes=annotations(ds, min(64, cfg.store_size)), x=ds.images(cfg.store_size))
     go = dict(gan=train_gan, features=train_features).get(cfg.stage) or dict(gan=judge_gan, real=judge_real, classifier=judge_classifier)[cfg.method]
     result = go(cfg, data, out, inputs or {}, bar)
-    boxed = np.array([bool(b) for b in data.notes[0]]); types = data.notes[1][split.rows['gan_train']][boxed[split.rows['gan_train']]]
-    said = dict(with_box=int(boxed.sum()), skin_type_by_ita=int(data.notes[2][boxed].sum()), **{f'gan_train_type_{t}': int((types == t).sum()) for t in range(1, TYPES + 1)})
+    boxes, skin, proxy = data.notes; boxed = np.array([bool(b) for b in boxes])
+    learnt = np.isin(np.arange(len(ds)), split.rows['gan_train']) & boxed & np.isin(ds.y, conditions_of(cfg, ds, cfg.model)) # what a GAN of this run sees
+    said = dict(with_box=int(boxed.sum()), skin_type_by_ita=int(proxy[boxed].sum()),
+                **{f'gan_train_type_{t}{of}': int((learnt & (skin == t) & kind).sum()) for of, kind in (('', True), ('_by_ita', proxy)) for t in range(1, TYPES + 1)})
     return dict(result, data=dict(split=split.hash, counts=dict(split.counts, **said)))
 
 def conditions_of(
@@ -558,11 +566,11 @@ def conditions_of(
     if len(present) > CONDITIONS: raise UserError(f"{ds.name} has {len(present)} classes and a map holds {CONDITIONS}: merge classes, or use another data set")
     return np.sort(present[np.argsort(ds.counts().to_numpy()[present], kind='stable')][:cfg.rare if model == 'rare' else None])
 
-def crops_of(cfg, data, part, conditions=None, seed=0): # Crops of one of the four sets
+def crops_of(cfg, data, part, conditions=None): # Crops of one of the four sets
     "Windows of one set, of some conditions."
     rows = data.split.rows[part]
     if conditions is not None: rows = rows[np.isin(data.ds.y[rows], conditions)]
-    got = Crops(data.x, data.notes, data.ds.y, rows, cfg.size, cfg.per if part == 'gan_train' else 1, core.seed_of(cfg.split_seed, part, seed))
+    got = Crops(data.x, data.notes, data.ds.y, rows, cfg.size, cfg.per if part == 'gan_train' else 1, core.seed_of(cfg.split_seed, part))
     if not len(got): raise UserError(f"no image of '{part}' has a box: use more images or another data set")
     return got
 
@@ -717,7 +725,7 @@ def judge_real(cfg, data, out, inputs, bar):
     from skinrepro.evaluation.gan_metrics import features, fid_floor, kid
     began = time.perf_counter(); part, x, y = real_windows(cfg, data)
     net, ex = load_features(cfg, inputs.get('features'), len(data.ds.classes))
-    f = features(x, ex, 'real windows'); n = min(cfg.fid_n, len(f)//2)
+    f = features(x, ex, f'real windows of {cfg.judged}'); n = min(cfg.fid_n, len(f)//2)
     order = core.rng(cfg.seed, 'halves').permutation(len(f))
     halves = [replace(f[np.sort(o)], name=k) for k, o in zip(('one half', 'other half'), np.array_split(order, 2))]
     ns = sorted({max(4, n//4), max(4, n//2), n})
@@ -734,7 +742,7 @@ def judge_gan(cfg, data, out, inputs, bar):
     G = load_generator(cfg, inputs.get('gan')); net, ex = load_features(cfg, inputs.get('features'), len(data.ds.classes))
     maps = draw_maps(crops_of(cfg, data, 'map_pool'), y, cfg.size, cfg.seed, cfg.shift)
     made = generate(G, maps, cfg.seed)
-    fake, real = features(made, ex, 'generated'), features(x, ex, 'real windows'); n = min(cfg.fid_n, len(x)//2)
+    fake, real = features(made, ex, 'generated'), features(x, ex, f'real windows of {cfg.judged}'); n = min(cfg.fid_n, len(x)//2)
     ns = sorted({max(4, n//4), max(4, n//2), n})
     metrics = [mean_protocol(fid_trials(fake, real, n, cfg.trials, cfg.seed)), mean_protocol(kid(fake, real, 20, seed=cfg.seed), 'kid'), *[v.row() for v in fid_curve(fake, real, ns, 10, cfg.seed)]]
     metrics += [dict(m, split='generated') for m in [dict(name='checkerboard', value=checkerboard(made), n=len(made)), *condition_scores(cfg, net, made, y, data.ds)]]
@@ -742,8 +750,8 @@ def judge_gan(cfg, data, out, inputs, bar):
     metrics += [dict(m, split='training') for m in [dict(name=k, value=named[k], n=1) for k in ('loss_wobble', 'd_wobble')] + path]
     figures = {}
     if cfg.judged == 'fid_eval': # a search for weights needs no more
-        colour, shown = colour_control(cfg, data, G); size, grown = size_control(cfg, data, G)
-        metrics += [dict(name=k, value=v, n=cfg.control, split='generated') for k, v in {**colour, **size}.items()]
+        colour, shown = colour_control(cfg, data, G); size, around, grown = size_control(cfg, data, G)
+        metrics += [dict(name=k, value=v, n=n, split='generated') for d, n in ((colour, len(shown['ita'])), (size, len(grown['size_area'])), (around, max(1, cfg.control//4))) for k, v in d.items()] # n maps, or growing boxes
         first = np.concatenate([np.resize(np.flatnonzero(y == c), 6) for c in np.unique(y)]) # the first six of each condition
         figures = dict(sheet=packed(made[first], 6), sheet_y=np.uint8(y[first]), **shown, **grown)
     return dict(metrics=metrics, figures=figures, artefacts=[], images_per_s=len(made)/(time.perf_counter() - began))
@@ -759,16 +767,23 @@ def fid_path(cfg, folder, ex, maps, fake, real, n): # metrics 'fid_at_20' ... 'f
     return [mean_protocol(v, f'fid_at_{k}') for k, v in values.items()] + [dict(name='fid_wobble', value=wobble([v.value for v in values.values()]), n=len(values))]
 
 # %% ../../nbs/papers/63_dermgan.ipynb #434d46cf
+def resized(x, size): # (N, size, size, 3) uint8
+    "Pictures at another size, antialiased."
+    from PIL import Image
+    return x if x.shape[1] == size else np.stack([np.asarray(Image.fromarray(v).resize((size, size), Image.Resampling.BILINEAR)) for v in x])
+
 def packed(
     pictures, # (N, S, S, 3) uint8, N a multiple of columns
     columns:int, # pictures a row
+    most:int=96, # pixels of a picture; larger ones are reduced: a record's figures stay below 300 KB
 )->np.ndarray: # (bytes,) uint8: a JPEG, small enough to stand beside a record
     "Generated pictures as one sheet."
     import io
     from PIL import Image
+    pictures = resized(pictures, min(pictures.shape[1], most))
     n, s = pictures.shape[:2]; f = io.BytesIO()
     sheet = pictures.reshape(n//columns, columns, s, s, 3).transpose(0, 2, 1, 3, 4).reshape(n//columns*s, columns*s, 3)
-    Image.fromarray(sheet).save(f, 'JPEG', quality=92, subsampling=0)
+    Image.fromarray(sheet).save(f, 'JPEG', quality=85, subsampling=0)
     return np.frombuffer(f.getvalue(), np.uint8)
 
 def unpacked(
@@ -831,11 +846,11 @@ def size_scores(
 # %% ../../nbs/papers/63_dermgan.ipynb #d4ecbc35
 SIDES = (.2, .3, .4, .5, .6, .7, .8) # of a growing box, of the frame
 
-def size_control(cfg, data, G): # (metrics, figures)
+def size_control(cfg, data, G): # (metrics, metrics of single conditions, figures)
     "Growing boxes [P3-62, P3-66]."
     ks = conditions_of(cfg, data.ds, cfg.model); grow = [(.5 - s/2,)*2 + (.5 + s/2,)*2 for s in SIDES]
     usable = data.notes[1][[bool(b) for b in data.notes[0]]]
-    named, pictures, sheet = {}, [], []
+    of, pictures, sheet = {}, [], []
     for k in ks:
         types = core.rng(cfg.split_seed, 'size', int(k)).choice(usable, max(1, cfg.control//4))
         change, noise = [], []
@@ -847,10 +862,10 @@ def size_control(cfg, data, G): # (metrics, figures)
                 change.append(f(made[a], made[a + 1])); noise.append((f(made[a], again[a]) + f(made[a + 1], again[a + 1]))/2)
             pictures.append(made)
             if j == 0: sheet.append(made)
-        named |= {f'surround_change_{data.ds.classes[k]}': float(np.mean(change)), f'surround_noise_{data.ds.classes[k]}': float(np.mean(noise))}
+        of |= {f'surround_change_{data.ds.classes[k]}': float(np.mean(change)), f'surround_noise_{data.ds.classes[k]}': float(np.mean(noise))}
     areas = [[segment(v, b).mean() for v, b in zip(made, grow)] for made in pictures]
-    named |= dict(size_spearman=float(np.mean([_rank(SIDES, a) for a in areas])), **size_scores(np.concatenate(pictures), grow*len(pictures)))
-    return named, dict(size_sheet=packed(np.concatenate(sheet), len(SIDES)), size_area=np.float32(areas))
+    named = dict(size_spearman=float(np.mean([_rank(SIDES, a) for a in areas])), **size_scores(np.concatenate(pictures), grow*len(pictures)))
+    return named, of, dict(size_sheet=packed(np.concatenate(sheet), len(SIDES)), size_area=np.float32(areas))
 
 # %% ../../nbs/papers/63_dermgan.ipynb #24024455
 def made_conditions(cfg, pool, ds): # (added,) conditions of the synthetic images
@@ -860,17 +875,12 @@ def made_conditions(cfg, pool, ds): # (added,) conditions of the synthetic image
     edge = np.rint(np.cumsum(n)/n.sum()*cfg.added).astype(int)
     return np.repeat(known, np.diff(edge, prepend=0))
 
-def resized(x, size): # (N, size, size, 3) uint8
-    "Pictures at another size, antialiased."
-    from PIL import Image
-    return x if x.shape[1] == size else np.stack([np.asarray(Image.fromarray(v).resize((size, size), Image.Resampling.BILINEAR)) for v in x])
-
 def training_set(cfg, data, inputs): # (pictures, labels, rows, added labels)
     "Real images, whole or as windows, and generated ones behind them."
     from skinrepro.data.lesions import Joined
     rows, y = split_of(cfg, data.ds)[0], data.ds.y
-    x = data.x
-    if cfg.crops:
+    if not cfg.crops: x = data.ds.images(cfg.clf_size) # not the windows' store: real and generated images are resized once
+    else:
         parts = [crops_of(cfg, data, s) for s in SETS[:2]]
         x = np.concatenate([p[np.arange(len(p))][..., :3] for p in parts]); y = np.concatenate([p.conditions for p in parts]); rows = np.arange(len(x))
     if not cfg.synthetic: return x, y, rows, np.array([], int)
@@ -885,11 +895,11 @@ def judge_classifier(cfg, data, out, inputs, bar):
     steps = max(1, cfg.clf_epochs*(real//batch)) if cfg.step_matched else None
     net, curve, speed = fit_classifier(cfg, x, y, rows, len(data.ds.classes), out, bar, steps)
     if cfg.crops: test = crops_of(cfg, data, 'clf_test'); truth = test.conditions; pred = predict(cfg, net, test[np.arange(len(test))][..., :3])
-    else: test = data.split.rows['clf_test']; truth = data.ds.y[test]; pred = predict(cfg, net, data.x, test)
+    else: test = data.split.rows['clf_test']; truth = data.ds.y[test]; pred = predict(cfg, net, data.ds.images(cfg.clf_size), test)
     metrics = [dict(m, split='clf_test') for m in scores(truth, pred, data.ds.classes)]
     for m in metrics: # percentile bootstrap over test images [P3-53]
         name, at = m['name'], data.ds.classes.index(m['name'][3:]) if m['name'].startswith('f1_') else None
-        what = name if name in ('accuracy', 'balanced_accuracy', 'macro_f1') else None if at is None else (lambda C, i=at: np.nan_to_num(per_class(C)['f1'][..., i])) if at < max(truth.max(), pred.max()) + 1 else None
+        what = name if name in ('accuracy', 'balanced_accuracy', 'macro_f1') else None if at is None else (lambda C, i=at: np.nan_to_num(per_class(C)['f1'][..., i])) # 0 where a draw lacks the class
         if what: m['low'], m['high'] = bootstrap(truth, pred, what, cfg.boot, cfg.seed)
     mix = {f'{w}_{c}': int((v == i).sum()) for w, v in (('real', y[rows[:real]]), ('added', more)) for i, c in enumerate(data.ds.classes)}
     metrics += [dict(name=f'images_{k}', value=float(v), n=len(rows), split='training') for k, v in mix.items()]
@@ -949,8 +959,10 @@ def study_design(
     for c in conditions if asked and len(conditions) > 1 else ():
         rest = [o for o in conditions if o != c]
         for q in range(questions):
-            g = core.rng(seed, 'others', c, q)
-            rows += [dict(question=f'{c}-{q}', asked=c, condition=rest[int(g.integers(len(rest)))], real=bool(k % 2), picture=int(g.integers(each*questions))) for k in range(each if others is None else others)]
+            g, n, per = core.rng(seed, 'others', c, q), each if others is None else others, each*questions
+            if n > 2*len(rest)*per: raise UserError(f"others={n} is more than the {2*len(rest)*per} images of other conditions: lower it")
+            drawn = [(r, int(p)) for r, k in ((True, n//2), (False, n - n//2)) for p in g.permutation(len(rest)*per)[:k]] # none twice, half of them real
+            rows += [dict(question=f'{c}-{q}', asked=c, condition=rest[p//per], real=r, picture=p % per) for r, p in drawn]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/63_dermgan.ipynb #9cf45386

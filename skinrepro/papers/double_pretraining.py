@@ -265,7 +265,6 @@ def library():
 def pipelines(
     kind:str, # 'pretraining' (two views) or 'tuning' (one)
     size:int, # side of a view, pixels
-    cuda:bool=False, # will it run on a GPU?
 )->list: # fastai Pipelines
     "The released recipes in the library's own operations [P4-24, P4-27, P4-47, P4-48]."
     import torch
@@ -275,7 +274,7 @@ def pipelines(
             sigma = torch.empty(1).uniform_(.1, 2.).item()
             return kornia.RandomGaussianBlur((min(13, size//2*2 - 1),)*2, (sigma, sigma), p=p)(x)
         return blur
-    def made(flip, rotate, *more): return augmentations.get_batch_augs(size, rotate=True, rotate_deg=45, rotate_p=rotate, jitter=False, bw=False, blur=False, resize_scale=(.7, 1.), resize_ratio=(3/4, 4/3), flip_p=flip, stats=None, cuda=cuda, xtra_tfms=list(more))
+    def made(flip, rotate, *more): return augmentations.get_batch_augs(size, rotate=True, rotate_deg=45, rotate_p=rotate, jitter=False, bw=False, blur=False, resize_scale=(.7, 1.), resize_ratio=(3/4, 4/3), flip_p=flip, stats=None, xtra_tfms=list(more))
     if kind == 'tuning': return [made(.25, .25)]
     return [made(.5, .5, kornia.ColorJitter(.24, .24, .12, .06, p=.8), kornia.RandomGrayscale(p=.2), one_width(blur), kornia.RandomSolarize(thresholds=.1, additions=.1, p=solarise)) for blur, solarise in ((1., 0.), (.1, .2))]
 
@@ -352,7 +351,7 @@ def find_lr(
         if not smooth <= 4*best: break
     x, y = torch.tensor(lrs[its//10:-5]), torch.tensor(losses[its//10:-5])
     ok = ~torch.isnan(y); x, y = x[ok], y[ok]
-    if len(y) < 3: raise UserError(f"the learning rate finder diverged after {len(lrs)} of {its} batches: set finder=fixed, or ask for more batches with finder_its")
+    if len(y) < 3: raise UserError(f"the learning rate finder diverged after {len(lrs)} of {its} batches: ask for more batches with finder_its or, in fine-tuning, set finder=fixed")
     return dict({f.__name__: f(x, y, its)[0] for f in (valley, steep, minimum)}, lrs=lrs, losses=losses)
 
 # %% ../../nbs/papers/64_double_pretraining.ipynb #fed47c48
@@ -419,6 +418,8 @@ def callbacks():
             from skinrepro.methods.barlow_twins import barlow_terms
             with torch.no_grad(): invariance, redundancy = barlow_terms(*self.pred.detach().chunk(2), eps=0.)
             self.learn.curve['invariance'].append(invariance); self.learn.curve['redundancy'].append(self.lambd*redundancy)
+        def after_batch(self):
+            if self.learn.step % 100 == 0: self.after_fit() # as in `JointEmbedding`
         def after_fit(self):
             for n in ('invariance', 'redundancy'): self.learn.curve[n] = [float(t) for t in self.learn.curve[n]]
 
@@ -488,7 +489,7 @@ class Config(core.Config):
     ids:str = '' # CSV with image_id and set, for split 'ids' [P4-05]
     head:int = 5000 # images that the rule walks over [P4-04]
     cap:int = 500 # training images a class [P4-04]
-    valid:int = 1280 # hidden validation images, unused [P4-07]
+    valid:int = 1280 # hidden validation images; seen, unlabelled, by a second pretraining without the test images, by nothing else [P4-07]
     split_seed:int = 0 # one stored split per data set [P4-97]
     share:float = 1. # of the training images, class by class [P4-94]
     group:Literal['image', 'lesion', 'patient'] = 'image' # what the split keeps together [P4-06]; protocol
@@ -512,7 +513,7 @@ class Config(core.Config):
     batch:int = 64 # [P4-23]
     accumulate:int = 0 # images an update, 0 for every batch; counted in images [P4-55]
     head_lr:float = .001 # [P4-16]
-    finder:Literal['valley', 'fixed'] = 'valley' # how the highest rate is chosen [P4-17, P4-100, P4-106]
+    finder:Literal['valley', 'fixed'] = 'valley' # how the highest rate of fine-tuning is chosen; a second pretraining always finds its own [P4-17, P4-43, P4-100, P4-106]
     finder_its:int = 100 # [P4-101]
     schedule:Literal['onecycle', 'decay'] = 'onecycle' # of fine-tuning [P4-94]
     lr_fixed:float = 4.8e-4 # of finder 'fixed': a rate that the released logs show for two of their arms [P4-100]
@@ -532,6 +533,11 @@ class Config(core.Config):
     source_ssl_epochs:int = 10 # without, two views each; ours
     source_lr:float = 2e-3 # highest rate of 1cycle; ours
 
+    def __post_init__(self):
+        super().__post_init__()
+        for n in ('epochs', 'batch', 'tta', 'finder_its', 'target_epochs', 'target_batch', 'source_images', 'source_epochs', 'source_ssl_epochs'):
+            if getattr(self, n) < 1: raise UserError(f"{n}={getattr(self, n)} leaves nothing to do: choose 1 or more")
+
 # %% ../../nbs/papers/64_double_pretraining.ipynb #fb7dafe2
 PRESETS = dict(
     smoke=dict(dataset='phantom', weights='textures', head=130, cap=13, valid=33, backbone='test_resnet', backbone_large='resnet18', size=32, store_size=32, epochs=2, batch=8, finder_its=30,
@@ -550,7 +556,7 @@ ARMS = dict(
     supervised=dict(start='supervised'), barlow=dict(start='barlow'), barlow_twice=dict(start='barlow', target='barlow'), # Tables 3 to 7
     vicreg=dict(start='vicreg'), vicreg_200x2=dict(start='vicreg', large=True, batch=32, accumulate=64), # [P4-51 to P4-56]
     target_only=dict(start='random', weights='none', target='barlow'), random=dict(start='random', weights='none', mode='all'),
-    supervised_fixed=dict(start='supervised', finder='fixed'), barlow_fixed=dict(start='barlow', finder='fixed'), # [P4-100]
+    supervised_fixed=dict(start='supervised', finder='fixed'), barlow_fixed=dict(start='barlow', finder='fixed'), barlow_twice_fixed=dict(start='barlow', target='barlow', finder='fixed'), # [P4-100]
     supervised_v1=dict(start='supervised', imagenet='v1'), supervised_twice=dict(start='supervised', target='barlow'),
     supervised_probe=dict(start='supervised', mode='probe'), barlow_probe=dict(start='barlow', mode='probe'), # [P4-83]
     supervised_all=dict(start='supervised', mode='all'), barlow_all=dict(start='barlow', mode='all'), # [P4-93]
@@ -573,7 +579,7 @@ def arms(
 STAGES = dict(evaluate='', source='source pretraining', target='second pretraining') # a run that other runs need, in words
 _SOURCE = ('weights', 'dataset', 'backbone', 'backbone_large', 'large', 'size', 'precision', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr')
 _TARGET = ('weights', 'imagenet', 'start', 'target', 'dataset', 'seed', 'split', 'ids', 'head', 'cap', 'valid', 'split_seed', 'group', 'transductive', 'step_matched', 'normalise', 'batch_crop', 'train_bn', 'passes', 'recipe', 'engine',
-           'backbone', 'backbone_large', 'large', 'size', 'store_size', 'precision', 'head_lr', 'finder', 'finder_its', 'lr_fixed', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr') + tuple(f for f in Config.__dataclass_fields__ if f.startswith('target_')) + ('solarise', 'lambd', 'projector', 'projector_bias')
+           'backbone', 'backbone_large', 'large', 'size', 'store_size', 'precision', 'head_lr', 'finder_its', 'source_images', 'source_epochs', 'source_ssl_epochs', 'source_lr') + tuple(f for f in Config.__dataclass_fields__ if f.startswith('target_')) + ('solarise', 'lambd', 'projector', 'projector_bias')
 
 def _only(cfg, *names, **more): # everything else at its default
     return Config(**{n: getattr(cfg, n) for n in names}).but(**more)
@@ -808,7 +814,7 @@ def fine_tune(
     from skinrepro.methods.train import StepLoader
     from skinrepro.methods.vicreg import Accumulate
     per_epoch, every = len(rows)//cfg.batch, max(1, cfg.accumulate//cfg.batch) # the last, incomplete batch is dropped [P4-102]
-    head = dict(probe=cfg.head_epochs + cfg.epochs, probe_then_all=cfg.head_epochs, all=0)[cfg.mode]*per_epoch
+    head = dict(probe=cfg.head_epochs + cfg.epochs, probe_then_all=cfg.head_epochs, all=0)[cfg.mode]*per_epoch//every*every # updates are whole
     steps = (dict(probe_then_all=cfg.head_epochs, probe=cfg.head_epochs, all=0)[cfg.mode] + cfg.epochs)*per_epoch//every*every
     loader = StepLoader(ds.images(cfg.store_size), rows, cfg.batch, steps, cfg.seed)
     views = tune_views(cfg)
@@ -895,8 +901,9 @@ def run(
     used, split = split_of(cfg, ds)
     if cfg.stage == 'target':
         seen = len(split.rows['train']) + len(split.rows['test']) if cfg.step_matched else len(used)
-        per_epoch, head = len(used)//cfg.target_batch, 0 if cfg.start == 'random' else cfg.target_head_epochs*(len(used)//cfg.target_batch)
-        result = pretrain(cfg, ds.images(cfg.store_size), used, head + cfg.target_epochs*(seen//cfg.target_batch), head, 0 if cfg.finder == 'valley' else cfg.lr_fixed, load_net(cfg, inputs.get('source')), out, bar)
+        per_epoch = seen//cfg.target_batch
+        head = 0 if cfg.start == 'random' else cfg.target_head_epochs*per_epoch
+        result = pretrain(cfg, ds.images(cfg.store_size), used, head + cfg.target_epochs*per_epoch, head, 0, load_net(cfg, inputs.get('source')), out, bar)
         result.pop('model')
     else: result = evaluate(cfg, ds, split, inputs, out, bar)
     data = dict(split=split.hash, counts=dict(split.counts, labelled=len(fraction(ds, split.rows['train'], cfg.share, cfg.split_seed)), pretraining=0 if cfg.target == 'none' else len(used)), source='none' if cfg.start == 'random' else cfg.weights)

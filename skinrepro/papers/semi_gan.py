@@ -177,20 +177,25 @@ def augment(
 def _game(): # the class, so that this module needs no torch to be imported
     import torch
     import torch.nn.functional as F
+    from skinrepro.methods.encoders import autocast
     from skinrepro.methods.gan import Game, to_signed
     class SemiGAN(Game):
         "The (n+1)-way discriminator against a generator, or alone."
         def __init__(self, G, D, y, labelled, *, n, cfg, steps, source=None):
             super().__init__(G, D, precision=cfg.precision)
-            self.n, self.cfg, self.steps, self.alone, self.source, self.fake = n, cfg, steps, cfg.method == 'classifier', source, None
+            self.n, self.cfg, self.steps, self.alone, self.fake = n, cfg, steps, cfg.method == 'classifier', None
+            object.__setattr__(self, 'source', source) # a finished generator: no part of the checkpoint
             self.y, self.labelled = torch.tensor(np.array(y)), torch.tensor(np.array(labelled)) # of the whole data set
         def shown(self, x): return augment(x.float(), self.cfg.augment) # real and generated alike [P2-48]
         def truth(self, batch): return (t[batch[1].cpu()].to(batch[1].device) for t in (self.y, self.labelled))
         def real(self, batch): return self.shown(to_signed(batch[0]).contiguous())
-        def fakes(self, n): # images and the classes they were asked for
+        def latents(self, n): # what the generator is told, and the classes asked for
             device = next(self.G.parameters()).device
             y, z = torch.randint(self.n, (n,), device=device), torch.randn(n, self.cfg.z_dim, device=device)
-            return self.G(torch.cat([z, F.one_hot(y, self.n).float()], 1) if self.cfg.conditional else z), y
+            return torch.cat([z, F.one_hot(y, self.n).float()], 1) if self.cfg.conditional else z, y
+        def fakes(self, n): # images and the classes they were asked for
+            z, y = self.latents(n)
+            with autocast(z, self.precision): return self.G(z), y
         def supervised(self, logits, y, known): return class_loss(logits[known], y[known]) if known.any() else 0*logits.sum()
         def d_loss(self, batch, step):
             y, known = self.truth(batch)
@@ -205,11 +210,11 @@ def _game(): # the class, so that this module needs no torch to be imported
                 logs['pseudo'] = sure.float().mean(); loss = loss + self.cfg.weight*self.supervised(fake, guess, sure)
             return loss, logs
         def d_alone(self, x, y, known): # supervised training; with `fake_unit` a third of the batch is generated [P2-54]
-            if self.source is not None:
-                with torch.no_grad(): made = self.source(torch.randn(len(y)//2, self.source.z_dim, device=x.device))
-                out = self.critic(torch.cat([x, self.shown(made)])); real, fake = out[:len(y)], out[len(y):]
-                label = self.supervised(real, y, known); return label + d_game(real, fake), dict(label=label)
-            label = self.supervised(self.critic(x), y, known); return label, dict(label=label)
+            real = self.critic(x); label = self.supervised(real, y, known)
+            if self.source is None: return label, dict(label=label)
+            with torch.no_grad(): made = self.source(torch.randn(len(y)//2, self.source.z_dim, device=x.device))
+            game = d_game(real, self.critic(self.shown(made))) # a pass of its own, as in the game: batch norm never mixes the two
+            return self.cfg.weight*label + game, dict(d=game, label=label)
         def g_loss(self, batch, step):
             if self.alone: return sum(p.sum() for p in self.G.parameters())*0., {}
             (images, y), self.fake = self.fake, None
@@ -256,7 +261,7 @@ class Config(core.Config):
     group:Literal['image', 'lesion', 'patient'] = 'image' # what the split keeps together [P2-03]; protocol
     label_share:float = 1. # of the training images that have a label [P2-28]
     size:int = 224 # pixels, squashed [P2-17, P2-52]
-    net:str = 'five' # the discriminator's five layers, or a backbone [P2-19, P2-29, P2-30]
+    net:Literal['five', 'densenet121', 'resnet50', 'resnet18'] = 'five' # the discriminator's five layers, or a backbone [P2-19, P2-29, P2-30]
     weights:Literal['none', 'textures', 'imagenet'] = 'none' # where the network starts; ImageNet assumed where fine-tuned [P2-29]
     augment:Literal['gan', 'baseline', 'none'] = 'gan' # either set of the text [P2-25, P2-26]
     layout:Literal['kernel', 'linear'] = 'kernel' # of the generator [P2-20]
@@ -274,7 +279,7 @@ class Config(core.Config):
     pseudo_from:float = .25 # after this share of the steps; "a few epochs" [P2-27]
     pseudo_threshold:float = .95 # of the class units' softmax, ours [P2-27]
     fake_unit:bool = False # a baseline with a unit for the images of a trained generator [P2-54]
-    bn:Literal['real', 'mixed'] = 'real' # running statistics of batch norm measured on real images after training, or as the game left them; ours
+    bn:Literal['measured', 'left'] = 'measured' # running statistics of batch norm: measured after training, on real images and on the averaged generator's own, or as the game left them; ours
     precision:Literal['fp32', 'bf16'] = 'fp32' # of forward passes; ours
     ema:float = .999 # of the generator that makes the images; ours
     gan_images:int = 2000 # judged by FID, KID and the independent classifier [P2-49]
@@ -283,6 +288,10 @@ class Config(core.Config):
     source_images:int = 8000 # of the stand-in source domain, a twentieth held out [P2-29]
     source_epochs:int = 12 # on it; ours
     source_lr:float = 1e-3 # on it; ours
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.net == 'five': object.__setattr__(self, 'weights', 'none') # there is no file for them: `--set weights=...` is for the baselines
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #cdc00520
 PRESETS = dict(
@@ -362,9 +371,9 @@ def source_of(
 def _gan_for(cfg): # the plain GAN whose images a `fake_unit` arm sees
     return network_of(_only(cfg, *_DATA, *_GAN, *_FIVE, 'seed', 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm='semi_gan'))
 
-def _judge_for(cfg): # the independent classifier
+def _judge_for(cfg): # the independent classifier, one for all seeds of a protocol: distances need one ruler
     if cfg.judge not in DEEP: raise UserError(f"judge='{cfg.judge}' is no fine-tuned arm: {suggest(cfg.judge, DEEP)}")
-    return network_of(_only(cfg, *_DATA, *_SOURCE, 'seed', 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm=cfg.judge).but(**dict(ARMS[cfg.judge], weights=cfg.judge_weights)))
+    return network_of(_only(cfg, *_DATA, *_SOURCE, 'size', 'epochs', 'batch', 'lr', 'beta1', 'bn', 'precision', arm=cfg.judge).but(**dict(ARMS[cfg.judge], weights=cfg.judge_weights)))
 
 def inputs(
     cfg:Config, # a run
@@ -382,6 +391,7 @@ def split_of(
 ): # (positions that training sees, Split with 'train' and 'test')
     "Exactly n_train and n_test images with class shares kept, by image or by group [P2-02, P2-03]."
     from skinrepro.data.splits import Split, check_disjoint, groups
+    if not 0 <= cfg.validation < 1: raise UserError(f"validation={cfg.validation} is no share: choose 0 or more, and less than 1")
     if cfg.n_train + cfg.n_test > len(ds): raise UserError(f"n_train={cfg.n_train} and n_test={cfg.n_test} are more than the {len(ds)} images of {ds.name}: choose smaller ones")
     g, K = groups(ds, cfg.group), len(ds.classes)
     want, r, (names, member) = quotas(np.bincount(ds.y, minlength=K), cfg.n_test), core.rng(cfg.split_seed, 'P2', cfg.group), np.unique(g, return_inverse=True)
@@ -438,7 +448,7 @@ def _start(cfg, source): # weights that a fine-tuned body starts from
         if state is None: raise UserError(f"the source weights of '{cfg.net}' are not in '{Path(source or '').name}': make them with `skinrepro run`")
         return state
     f = weights_file(cfg.net)
-    if f is None or not sha256_file(f).startswith(f.stem.split('-')[-1]): raise UserError(f"the ImageNet weights '{FILES[cfg.net]}' are absent or damaged: put the file into artefacts/weights, or set weights=textures")
+    if f is None or not sha256_file(f).startswith(f.stem.split('-')[-1]): raise UserError(f"weights absent: '{FILES[cfg.net]}' is neither in artefacts/weights nor in torch's cache, or is damaged: put it there, or set weights=textures")
     state = {_renamed(k): v for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}
     return {k: v for k, v in state.items() if not k.startswith(('fc.', 'classifier.'))}
 
@@ -448,10 +458,10 @@ def _renamed(k): # DenseNet's file is older than torchvision's names
 
 # %% ../../nbs/papers/62_semi_gan.ipynb #b5a36ebf
 def measure_bn(
-    net, # a network in training
-    shown, # batches as training shows them: an iterable of (N, 3, S, S)
+    net, # a discriminator, or a generator
+    shown, # batches as training shows them: an iterable of (N, 3, S, S), or of latents
 ):
-    "Set batch norm's running statistics to those of real training images."
+    "Set batch norm's running statistics to those of what the network is shown; it is left in training mode."
     import torch
     norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     kept = [m.momentum for m in norms]
@@ -482,18 +492,18 @@ def train(
     known = np.zeros(len(ds), bool); known[fraction(ds, used, cfg.label_share, cfg.seed)] = True
     seen = used if cfg.method == 'gan' else np.flatnonzero(known) # without an opponent an unlabelled image says nothing
     batch = min(cfg.batch, len(seen)); steps = epochs*(len(used)//cfg.batch)
+    if steps < 1: raise UserError(f"epochs={epochs} with {len(used)} training images and batch={cfg.batch} is no step: choose a smaller batch, or more epochs or images")
     alone = nn.Linear(1, 1); alone.z_dim = 1
     G = _generator(cfg, n) if cfg.method == 'gan' else alone
     opponent = load_generator(cfg, gan, n) if cfg.fake_unit else None
-    game = _game()(G, network(cfg, n, source), ds.y, known, n=n, cfg=cfg, steps=steps)
+    game = _game()(G, network(cfg, n, source), ds.y, known, n=n, cfg=cfg, steps=steps, source=opponent)
     x = ds.images(cfg.size); loader = StepLoader(x, seen, batch, steps, cfg.seed)
-    object.__setattr__(game, 'source', opponent) # no part of the checkpoint
     made = fit_gan(game, loader, out, cfg.seed, bar=bar, channels_last=True, lr=lr, betas=(cfg.beta1, .999), ema=cfg.ema, sheet_every=max(1, steps//6) if cfg.method == 'gan' else 0)
-    if cfg.bn == 'real':
-        torch.manual_seed(core.seed_of(cfg.seed, 'bn')); rows = np.sort(seen[core.rng(cfg.seed, 'bn').permutation(len(seen))])
-        device = next(game.D.parameters()).device
-        some = StepLoader(x, rows, batch, min(32, len(rows)//batch), cfg.seed)
+    if cfg.bn == 'measured':
+        torch.manual_seed(core.seed_of(cfg.seed, 'bn')); device = next(game.D.parameters()).device
+        some = StepLoader(x, seen, batch, min(32, len(seen)//batch), cfg.seed)
         measure_bn(game.D, (game.shown(to_signed(b.to(device))) for b, _ in some))
+        if cfg.method == 'gan': measure_bn(made['G'], (game.latents(cfg.batch)[0] for _ in range(32)))
     files = {}
     if cfg.stage == 'source': files['body.pt'] = game.D[1]
     else: files['network.pt'] = game.D
@@ -622,7 +632,7 @@ def judge_images(
     n, test = len(ds.classes), split.rows['test']
     G = load_generator(cfg, inputs.get('network'), n); made = draw(G, cfg.gan_images, cfg, n)
     judge_cfg = _judge_for(cfg); judge = load_network(judge_cfg, inputs.get('judge'), n)
-    ex = extractor(judge[1], f'{judge_cfg.net} from {judge_cfg.weights}, fine-tuned on {ds.name}, {cfg.group} split, seed {cfg.seed}', cfg.size)
+    ex = extractor(judge[1], f'{judge_cfg.net} from {judge_cfg.weights}, fine-tuned on {ds.name}, {cfg.group} split, seed {judge_cfg.seed}', cfg.size)
     metrics = [v.row('test' if v.name.startswith(('fid_floor', 'diversity_real')) else 'generated') for v in report(features(made, ex, 'generated'), features(ds.images(cfg.size), ex, 'test images', test), seed=cfg.seed)]
     seen, on_test = (softmax(logits_of(judge, v, rows)[:, :n], 1) for v, rows in ((made, None), (ds.images(cfg.size), test)))
     called = seen.argmax(1); share, in_test = (np.bincount(p.argmax(1), minlength=n)/len(p) for p in (seen, on_test))

@@ -10,7 +10,7 @@ from lab import ONE, PROBE, SIZE, alive, call, copy_results, finish, records, se
 from skinrepro.companion import grid, runner
 from skinrepro.companion.records import code_hash, load_encoder
 from skinrepro.core import UserError, sha256_file
-from skinrepro.methods.train import load_state
+from skinrepro.methods.train import load_state, save_state
 
 GRID = ('run', '--arms', 'random,simclr', *sets(SIZE, PROBE, ONE))
 FAST = 'import sys, time\nif "ipykernel_launcher" in sys.orig_argv:\n    real = time.monotonic\n    time.monotonic = lambda: 40*real()\n'
@@ -101,13 +101,15 @@ def test_killed_driver_leaves_nothing_and_resumes(lab, cache, tmp_path):
     states = {k: s['step'] for k in (0, 1) if (s := load_state(work/f'checkpoint-{k}.pt'))}
     newest = max(states, key=states.get)
     assert 0 < states[newest] < 24
-    kept = sha256_file(work/f'checkpoint-{newest}.pt')
+    marked = load_state(work/f'checkpoint-{newest}.pt'); marked['curve']['loss'][0] = 77.
+    save_state(work/f'checkpoint-{newest}.pt', marked)
     status, out, err = call(home, cache, *words)
     assert status == 0, err
     again, whole = json.loads(records(home)[0].read_text()), lab['runs']['simclr', 'pretrain']
     assert again['id'] == key and again['attempts'] == 2 and whole['attempts'] == 1
     assert again['metrics'] == whole['metrics'] and again['artefacts'] == whole['artefacts'] # weights by sha256
-    assert sha256_file(work/f'checkpoint-{newest}.pt') == kept # resumed: starting anew would have written over it
+    assert np.load(records(home)[0].with_name('figures.npz'))['loss'][0] == 77 # resumed: starting anew would have lost the mark
+    assert not [*work.glob('checkpoint-*')] # a finished run has no use for them
 
 
 def test_interrupt(cache, tmp_path):

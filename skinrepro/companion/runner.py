@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from . import published
-from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, work_folder
+from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, same_code, work_folder
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
 # %% ../../nbs/companion/52_runner.ipynb #3f0f4636
@@ -106,7 +106,7 @@ def why_stale(
 )->str: # '' if fresh
     "What has changed since a record was made."
     gone = []
-    if record['code'] != code_hash(record['spec']['paper']): gone.append('code')
+    if not same_code(record['spec']['paper'], record['code']): gone.append('code')
     if data_hash and record['data']['manifest'] != data_hash: gone.append('data')
     return ' and '.join(gone) + ' changed' if gone else ''
 
@@ -338,6 +338,7 @@ def _finish(cell, start, end, attempts): # run.json, last
     with atomic(folder/'figures.npz', 'wb') as f: f.write((work/'figures.npz').read_bytes())
     write_json(folder/'run.json', run)
     _sweep(folder)
+    for f in work.glob('checkpoint-*'): f.unlink(missing_ok=True) # gigabytes in a grid, and nothing goes on from them
 
 def has_weights(
     cell:Cell, # a run with a record

@@ -402,6 +402,7 @@ class Report:
         from fastprogress.fastprogress import progress_bar
         self.t, self.steps, self.batch, self.folder, self.first = t, steps, batch, folder, t.step
         self.pbar = progress_bar(range(steps), leave=False) if bar else None
+        if self.pbar: self.pbar.update(0) # starts its clock
         self.began = time.monotonic(); self.shown = -math.inf
 
     def __call__(self, keeper=None):

@@ -129,12 +129,12 @@ class Checkpoint(Callback):
     def __init__(self,
         folder, # where checkpoints lie
         loader:StepLoader, # is moved to the step of the checkpoint
-        seconds:float=20., # at most this much work is lost
+        seconds:float=20., # at most this much work is lost, or 20 times what saving takes if that is more
         every:int=0, # or every so many steps
     ): self.files, self.loader, self.seconds, self.every = [Path(folder)/f'checkpoint-{k}.pt' for k in (0, 1)], loader, seconds, every
 
     def before_fit(self):
-        self.saved = time.monotonic()
+        self.saved, self.pause = time.monotonic(), 0.
         whole = {k: s for k, f in enumerate(self.files) if (s := load_state(f, self.dls.device))}
         newest = max(whole, key=lambda k: whole[k]['step'], default=1)
         self.next = 1 - newest # write over the older generation
@@ -147,15 +147,16 @@ class Checkpoint(Callback):
 
     def after_batch(self):
         due = self.every and self.learn.step % self.every == 0
-        if due or time.monotonic() - self.saved > self.seconds: self.save()
+        if due or time.monotonic() - self.saved > max(self.seconds, self.pause): self.save()
 
     def after_fit(self): self.save()
 
     def save(self):
         "Write the older of the two generations."
-        self.learn.curve['loss'] = [float(v) for v in self.learn.curve['loss']]
+        self.learn.curve['loss'], began = [float(v) for v in self.learn.curve['loss']], time.monotonic()
         save_state(self.files[self.next], dict(step=self.learn.step, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), curve=self.learn.curve))
         self.next, self.saved = 1 - self.next, time.monotonic()
+        self.pause = 20*(self.saved - began)
 
 # %% ../../nbs/methods/20_train.ipynb #f43d7549
 class Progress(Callback):
@@ -170,6 +171,7 @@ class Progress(Callback):
         from fastprogress.fastprogress import progress_bar
         self.shown, self.began, self.first = 0., time.monotonic(), None
         self.pbar = progress_bar(range(self.learn.steps), leave=False) if self.bar else None
+        if self.pbar: self.pbar.update(0) # starts its clock
 
     def after_batch(self):
         now, step = time.monotonic(), self.learn.step

@@ -821,7 +821,7 @@ def fine_tune(
     def loss_of(m, k):
         x, i = mock_batch(loader, k, next(m.parameters()).device)
         return F.cross_entropy(m(views(x, cfg.seed, 'finder', k)), y[i].to(x.device))
-    y, (_, Classify, _) = torch.as_tensor(ds.y), callbacks()
+    y, (_, Classify, _) = torch.tensor(ds.y), callbacks()
     extra = [Accumulate(cfg.accumulate)] if cfg.accumulate else []
     return _train(cfg, classifier(net, len(ds.classes), cfg.seed, cfg.precision), loader, [Classify(views, ds.y, cfg.seed), *extra], loss_of, head, 0 if cfg.finder == 'valley' else cfg.lr_fixed, cfg.wd, 'train', out, bar)
 

@@ -201,6 +201,11 @@ class Config(core.Config):
     iba_noise:int = 10 # noise samples a step, not given [P1-50]
     iba_beta:float = 20. # weight of information at the input, not given [P1-50]
 
+    def __post_init__(self):
+        super().__post_init__()
+        for n in ('iterations', 'batch', 'watches', 'ssl_epochs', 'ssl_batch', 'source_images', 'source_iterations'):
+            if getattr(self, n) < 1: raise UserError(f"{n}={getattr(self, n)} leaves nothing to do: choose 1 or more")
+
 # %% ../../nbs/papers/61_label_fraction.ipynb #35a4ea48
 PRESETS = dict(
     smoke=dict(dataset='phantom', backbone='test_efficientnet', size=32, store_size=32, ssl_size=32, iterations=40, batch=32, lr=2e-3, watches=4, ssl_epochs=4, ssl_batch=32, ssl_lr=.12,

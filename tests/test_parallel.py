@@ -46,8 +46,9 @@ def train(method, device, folder=None): # three steps on the embedded data
     head = mlp(net.num_features, 32, 16, bn=True, seed=0)
     model, cb = (Projected(net, head), SimCLR(views)) if method == 'simclr' else (Joint(net, head), BarlowTwins(views))
     learn = learner(model, StepLoader(phantom(n=16).images(24), np.arange(16), 8, 3), [cb, Joined()], 1e-2, opt='sgd', folder=folder, seconds=1e9, device=device) # Adam would make rounding large where a gradient is nothing
+    start = {k: v.clone() for k, v in model.state_dict().items()}
     curve = fit(learn)
-    return dict(model=model.state_dict(), loss=curve['loss'])
+    return dict(start=start, model=model.state_dict(), loss=curve['loss'])
 
 
 def main(out, what, *words): # what `accelerate launch`, `torchrun` or a test starts
@@ -93,7 +94,8 @@ def test_training_in_two_processes_is_training_in_one(tmp_path, method):
     one = train(method, 'cpu')
     assert all(torch.equal(v, b['model'][k]) for k, v in a['model'].items()) and a['loss'] == b['loss'] # the two agree bit for bit
     assert a['loss'] == pytest.approx(one['loss'], rel=1e-4)
-    for k, v in one['model'].items(): torch.testing.assert_close(a['model'][k], v, rtol=1e-3, atol=1e-5)
+    def far(x, y): return torch.cat([(x[k] - y[k]).flatten().double() for k in x if x[k].is_floating_point()]).norm()
+    assert far(a['model'], one['model']) < 1e-3*far(one['model'], one['start']) # rounding, beside how far training went
     again = train(method, 'cpu', tmp_path/'work') # the checkpoint of two is one's
     assert all(torch.equal(v, a['model'][k]) for k, v in again['model'].items())
 

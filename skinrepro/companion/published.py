@@ -115,10 +115,13 @@ def published_for(
     metric:str='accuracy', # as our records name it
 ): # the row as a Series, or None if the paper does not give it
     "The published value that an arm of ours stands beside."
-    df = load_published(paper)
-    hits = df[(df.arm == arm) & (df.dataset == dataset) & (df.metric == metric) & (df.arm != '')]
-    if not len(hits): return None
-    return hits.assign(exact=(hits.provenance == 'printed')*1000 + hits.spread.notna()*100 + hits.places).sort_values('exact', kind='stable').iloc[-1]
+    return _most_exact().get((paper_key(paper), arm, dataset, metric))
+
+@cache
+def _most_exact()->dict: # (paper, arm, dataset, metric) -> its row; of several the printed one, with a spread, to the most places
+    df = _published(); df = df[df.arm != '']
+    exact = (df.provenance == 'printed')*1000 + df.spread.notna()*100 + df.places
+    return {(r.paper, r.arm, r.dataset, r.metric): r for _, r in df.loc[exact.sort_values(kind='stable').index].iterrows()}
 
 def as_fraction(
     row, # of `load_published`

@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_h
            'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
-import ast, csv, glob, io, math, os, platform, subprocess, sys, tokenize
+import ast, csv, glob, io, json, math, os, platform, subprocess, sys, tokenize
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -48,9 +48,11 @@ def _source(module)->Path: # its file
     base = Path(skinrepro.__file__).parent.joinpath(*module.split('.')[1:])
     return base/'__init__.py' if base.is_dir() else base.with_suffix('.py')
 
+_tree = lru_cache(ast.parse) # a source is looked at twice
+
 def _bare(source:str)->str: # text without comments, docstrings and blank lines; the same in every Python version
     lines, cut = source.splitlines(), []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         body = getattr(node, 'body', None)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and isinstance(body[0], ast.Expr) \
                 and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
@@ -62,7 +64,7 @@ def _bare(source:str)->str: # text without comments, docstrings and blank lines;
 
 def _imported(source:str, module:str)->set: # skinrepro modules named by any import
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Import): found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = '.'.join(module.split('.')[:-node.level] + ([node.module] if node.module else [])) if node.level else node.module
@@ -151,6 +153,7 @@ def provenance(
 SCHEMA = 1 # layout of run.json; a record of another layout is not compared with today's
 _NEED = {'schema', 'id', 'spec', 'inputs', 'state', 'metrics', 'code', 'data', 'machine', 'start', 'end'}
 _SPEC = {'paper', 'dataset', 'arm', 'protocols', 'preset', 'seed', 'config'}
+_plain = json.JSONEncoder(sort_keys=True, separators=(',', ':')).encode # as `digest` writes it, made once
 
 def _fault(r)->str: # why this is no record of ours, or ''
     if not isinstance(r, dict): return 'is not a record'
@@ -159,7 +162,7 @@ def _fault(r)->str: # why this is no record of ours, or ''
     if not isinstance(r['spec'], dict) or (gone := _SPEC - set(r['spec'])): return 'does not say which run it is of (spec)'
     if r['spec']['paper'] not in PAPERS: return f"is of the unknown paper '{r['spec']['paper']}'"
     if r['state'] != 'done': return f"has the state '{r['state']}'"
-    if r['id'] != digest([r['spec']['paper'], r['spec']['config']], 8): return f"has the id {r['id']}, which is not that of its configuration"
+    if r['id'] != digest(_plain([r['spec']['paper'], r['spec']['config']]).encode(), 8): return f"has the id {r['id']}, which is not that of its configuration"
     try: names = [m['name'] for m in r['metrics'] if math.isfinite(m['value']) and m['n'] > 0 and m['split']]
     except (TypeError, KeyError): names = []
     if len(names) != len(r['metrics']) or len(set(names)) != len(names) or not names: return 'has metrics without a name of their own, a finite value, n or split'

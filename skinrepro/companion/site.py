@@ -90,8 +90,13 @@ def front(
             row = (g[g.published.notna()] if g.published.notna().any() else g).iloc[0]
             mine = found[(found.paper == paper) & (found.dataset == dataset) & (found.preset == preset) & (found.protocol == protocol)]
             seeds = [int(re.search(r'-seed(\d+)-', Path(f).name)[1]) for f in row.folders]
-            out.append(dict(row, verdict=verdict_of(mine, arm), command=command(paper, preset, dataset, arm, protocol, seeds or [0]), links=list(zip(row.ids.split(), row.folders))))
-    return pd.DataFrame(out).reset_index(drop=True)
+            out.append(dict(row, verdict=verdict_of(mine, arm), seeds=seeds or [0], links=list(zip(row.ids.split(), row.folders))))
+    return _one_row(out)
+
+def _one_row(found): # protocols that resolve to the same runs share a row
+    rows = {}
+    for r in found: rows.setdefault((r['paper'], r['preset'], r['dataset'], r['arm'], r['ids'] or r['protocol'], r['verdict']), []).append(r)
+    return pd.DataFrame([dict(g[0], protocol=', '.join(r['protocol'] for r in g), command=command(*(g[0][k] for k in ('paper', 'preset', 'dataset', 'arm')), ','.join(r['protocol'] for r in g), g[0]['seeds'])) for g in rows.values()])
 
 def front_text(
     df:pd.DataFrame, # from `front`
@@ -107,11 +112,11 @@ def front_text(
 def figure_front(
     df:pd.DataFrame, # from `front`
 ): # a figure
-    "Rendered lesions, one a class, over ours and theirs: accuracy of every arm with records, in points."
+    "Rendered lesions, one a class, over ours and theirs: accuracy of every arm with records that the paper prints on the same data, in points."
     import matplotlib.pyplot as plt
     from skinrepro.data.phantom import phantom
     ds = phantom(400); first = [int(np.flatnonzero(ds.y == k)[0]) for k in range(len(ds.classes))]
-    if len(df): df = df[df.metric.map(in_points) & (df.runs > 0)]
+    if len(df): df = df[df.metric.map(in_points) & (df.runs > 0) & df.published.notna()]
     fig, (top, ax) = plt.subplots(2, 1, figsize=(7.4, 1.9 + .19*max(4, len(df))), height_ratios=(1, .2*max(4, len(df))), layout='constrained')
     top.imshow(np.concatenate(list(ds.render(96, 0, 400)[first]), 1)); top.set(xticks=[(k + .5)*96 for k in range(len(first))], yticks=[]); top.set_xticklabels(ds.classes, fontsize=8); top.tick_params(length=0); top.spines[:].set_visible(False)
     for k, r in enumerate(df.itertuples()):
@@ -166,7 +171,7 @@ def hardware(
     got = []
     for r in scan(root)[0]:
         m, s = r['machine'], r['spec']; kind = s['config'].get('stage', 'evaluate')
-        got.append(dict(paper=PAPERS[s['paper']], size=s['preset'], run={'evaluate': 'judged arm'}.get(kind, kind), method=s['config'].get('method', ''), machine=m.get('gpu') or f"{m.get('cpu')}, {m.get('threads')} threads, no GPU", seconds=r['seconds'], memory=r['peak_mib']))
+        got.append(dict(paper=PAPERS[s['paper']], size=s['preset'], run={'evaluate': 'judged arm'}.get(kind, kind), method=s['config'].get('method', ''), machine=m.get('gpu') or f"{m.get('cpu')}, {m.get('threads')} thread{'s'*(m.get('threads') != 1)}, no GPU", seconds=r['seconds'], memory=r['peak_mib']))
     if not got: return pd.DataFrame([dict(paper='none', run='no record yet')])
     t = pd.DataFrame(got).groupby(['paper', 'size', 'run', 'machine'], sort=False).agg(runs=('seconds', 'size'), median=('seconds', 'median'), longest=('seconds', 'max'), total=('seconds', 'sum'), memory=('memory', 'max')).reset_index()
     return t.assign(**{c: t[c].map(span) for c in ('median', 'longest', 'total')}, memory=(t.memory/1024).map('{:.1f} GiB'.format)).rename(columns=dict(memory='peak memory'))

@@ -334,7 +334,7 @@ def scoreboard(
     df = all_verdicts() if df is None else df
     def said(v): n = sum(map(is_decided, v)); return whole(v).split(' (small')[0].split(' (paper')[0] + (f' ({n} of {len(v)} parts decided)' if len(v) > 1 and n else '')
     out = df.groupby(['item', 'dataset', 'preset', 'protocol'], sort=False).verdict.agg(lambda v: said(list(v))).unstack('protocol')
-    says = df.drop_duplicates('claim').groupby('item').says.agg(lambda s: s.iloc[0] + (f' (and {len(s) - 1} more parts)' if len(s) > 1 else ''))
+    says = df.drop_duplicates('claim').groupby('item').says.agg(lambda s: s.iloc[0] + (f' (and {len(s) - 1} more part{"s"*(len(s) > 2)})' if len(s) > 1 else ''))
     out = out.reset_index().assign(claim=lambda d: d['item'].map(says), place=lambda d: d.dataset + ', ' + d.preset)
     order = {item: k for k, item in enumerate(df['item'].unique())}
     return out.sort_values('item', key=lambda s: s.map(order), kind='stable')[['item', 'claim', 'place', *[p for p in ('paper', 'strict', 'released') if p in out]]].fillna('–').reset_index(drop=True)

@@ -236,8 +236,9 @@ def script(flow, job, name): return next(s['run'] for s in FLOWS[flow][job]['ste
 
 
 def bash(text, home, **env): # with our programs where the workflow has its own
-    (home/'.venv').exists() or (home/'.venv').mkdir()
-    (home/'.venv'/'bin').exists() or (home/'.venv'/'bin').symlink_to(BIN)
+    (home/'.venv').mkdir(exist_ok=True)
+    for part in (BIN, BIN.parent/'lib', BIN.parent/'pyvenv.cfg'): # what makes it a python with our packages
+        if not (at := home/'.venv'/part.name).exists() and part.exists(): at.symlink_to(part)
     r = subprocess.run(['bash', '-euo', 'pipefail', '-c', text], cwd=home, capture_output=True, text=True, timeout=900, env=environment(home/'cache', SKINREPRO_HOME=str(home), GITHUB_STEP_SUMMARY=str(home/'summary.md'), **env))
     assert r.returncode == 0, r.stdout[-1500:] + r.stderr[-1500:]
     return r.stdout

@@ -13,11 +13,12 @@ FILE, LINES = ROOT/'results'/'bench'/'front.json', dict(run=6, test=2)
 
 
 def timed(*words):
-    "(seconds, lines of stdout); a failure ends this."
-    began = time.monotonic()
-    r = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if r.returncode: sys.exit(f"{' '.join(words)} failed with status {r.returncode}: nothing was written")
-    return round(time.monotonic() - began, 1), [l.rstrip() for l in r.stdout.splitlines() if l.strip()]
+    "(seconds, lines of stdout), which are shown as they come; a failure ends this."
+    began, lines = time.monotonic(), []
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as proc:
+        for l in proc.stdout: print(l, end='', flush=True); lines.append(l.rstrip())
+    if proc.returncode: sys.exit(f"{' '.join(words)} failed with status {proc.returncode}: nothing was written")
+    return round(time.monotonic() - began, 1), [l for l in lines if l]
 
 
 def main(what):
@@ -30,7 +31,8 @@ def main(what):
         old = found.get(f'make {w}', {})
         found[f'make {w}'] = dict(seconds=seconds, setup_seconds=setup or old.get('setup_seconds'), machine=f'{os.cpu_count()} cores, {platform.machine()}', load=round(os.getloadavg()[0], 1),
                                   when=datetime.date.today().isoformat(), last=lines[-LINES[w]:])
-        part = FILE.with_suffix('.part'); part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n'); os.replace(part, FILE)
+    part = FILE.with_suffix('.part') # at the end: the tests compare README with the file
+    part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n'); os.replace(part, FILE)
 
 
 if __name__ == '__main__': main(sys.argv[1:] or ['run', 'test'])

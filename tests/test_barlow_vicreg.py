@@ -294,7 +294,8 @@ class Regress(Callback):
 def regress(batch, steps, *cbs, folder=None):
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(256, 3)).astype('float32')
-    learn = learner(nn.Linear(3, 1), StepLoader(x, np.arange(256), batch, steps), [Regress(), Count(), *cbs], .01, folder=folder, seconds=0, device='cpu')
+    learn = learner(nn.Linear(3, 1), StepLoader(x, np.arange(256), batch, steps), [Regress(), Count(), *cbs], .01, folder=folder, device='cpu')
+    if folder: learn.checkpoint.every = 1
     fit(learn)
     return learn
 

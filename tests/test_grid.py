@@ -16,7 +16,8 @@ from lab import alive, finish, records, wait_for
 from skinrepro.companion import grid
 from skinrepro.companion.grid import Job, advance, collect, exposed, left, outlook, read_grid, seeds_of, survey
 from skinrepro.companion.records import run_id
-from skinrepro.companion.runner import Cell, Lease, kind_of, plan
+from skinrepro.companion.runner import Cell, Lease, plan
+from skinrepro.companion.sheet import kind_of
 from skinrepro.core import UserError, read_json, write_json
 
 

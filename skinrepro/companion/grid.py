@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from .records import code_hash, read_run, results_root, scan
-from .runner import ROOM, Attempt, Cell, Lease, has_weights, paper_module, plan, record_of, state
+from .runner import Attempt, Cell, Lease, has_weights, paper_module, plan, record_of, state
+from .sheet import ROOM
 from ..core import UserError, artefacts, atomic, home, sha256_file, suggest
 
 # %% ../../nbs/companion/55_grid.ipynb #eee4e4a9

@@ -158,8 +158,8 @@ _plain = json.JSONEncoder(sort_keys=True, separators=(',', ':')).encode # as `di
 def _fault(r)->str: # why this is no record of ours, or ''
     if not isinstance(r, dict): return 'is not a record'
     if 'spec' in r and r.get('schema') != SCHEMA: return f"has the layout {r.get('schema', 'of before there were numbers')}, and today's is {SCHEMA}"
-    if gone := _NEED - set(r): return f"is not a record (no {', '.join(sorted(gone))})"
-    if not isinstance(r['spec'], dict) or (gone := _SPEC - set(r['spec'])): return 'does not say which run it is of (spec)'
+    if gone := _NEED - r.keys(): return f"is not a record (no {', '.join(sorted(gone))})"
+    if not isinstance(r['spec'], dict) or (gone := _SPEC - r['spec'].keys()): return 'does not say which run it is of (spec)'
     if r['spec']['paper'] not in PAPERS: return f"is of the unknown paper '{r['spec']['paper']}'"
     if r['state'] != 'done': return f"has the state '{r['state']}'"
     if r['id'] != digest(_plain([r['spec']['paper'], r['spec']['config']]).encode(), 8): return f"has the id {r['id']}, which is not that of its configuration"
@@ -172,7 +172,9 @@ def read_run(
     path, # a run.json
 )->dict: # its content
     "A record, checked: half-written, foreign or older files are a `UserError`."
-    try: r = read_json(path)
+    try:
+        with open(path, 'rb') as f: r = json.loads(f.read())
+    except ValueError: r = read_json(path) # says what is broken
     except OSError as e: raise UserError(f"'{path}' cannot be read ({e.strerror}): remove it and run again") from None
     if why := _fault(r): raise UserError(f"'{path}' {why}: remove it and run again")
     return r
@@ -207,13 +209,13 @@ def scan(
 def _scan(root, paper):
     found, out, where = [], [], {}
     for f in sorted(glob.glob(f'{paper}/*/*/*/run.json', root_dir=root), key=lambda f: f.split(os.sep)):
-        p = root/f
+        p = f'{root}/{f}'
         try: r = read_run(p)
         except UserError as e: out.append(dict(file=f, why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
         in_paper, _, _, folder, _ = f.split(os.sep)
         if in_paper != r['spec']['paper'] or not folder.endswith(r['id']): why = f"is the record of run {r['id']} of {r['spec']['paper']}, and lies in another's place"
         elif r['id'] in where: why = f"is the same run as '{where[r['id']]}', which counts"
-        else: where[r['id']] = f; found.append(dict(r, folder=p.parent)); continue
+        else: where[r['id']] = f; found.append(dict(r, folder=Path(p).parent)); continue
         out.append(dict(file=f, why=why))
     return found, out
 

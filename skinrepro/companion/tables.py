@@ -120,7 +120,7 @@ HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'fid', 'kid') # shown w
 LOWER = ('fid', 'kid') # the smaller, the better; so is every standard deviation
 
 def _metrics(paper, theirs, runs, arm): # what a table shows of one arm
-    seen, df = {m for r in runs for m in values(r)}, load_published(paper)
+    seen, df = {m['name'] for r in runs for m in r['metrics']}, load_published(paper)
     of = (df.dataset == theirs) & (df.arm == arm) if theirs else df.arm != '' # where nothing is printed of these data, what the paper prints at all
     printed = df[of & (df.split == 'test')].metric
     one_class = re.compile(r'^(precision|recall|f1)_')
@@ -149,12 +149,12 @@ def rows(
     for protocol, of in all_of.items():
         main = runner.paper_module(paper).MAIN if of else [a for a in load_published(paper).arm.unique() if a]
         for arm in [a for a in of if a in main or any(s != 'not run' for _, s, _, _ in of[a])] or main:
-            runs = of.get(arm, []); fresh = _fresh(runs)
+            runs = of.get(arm, []); fresh = _fresh(runs); found = [values(r) for r in fresh]
             anywhere = [r for other in all_of.values() for r in _fresh(other.get(arm, []))] # of every protocol, so that a gap stands in the right rows
             for metric in _metrics(paper, theirs, anywhere, arm) or (['accuracy'] if of else []):
-                got = [values(r)[metric] for r in fresh if metric in values(r)]
+                got = [v[metric] for v in found if metric in v]
                 out.append(dict(paper=paper, dataset=dataset, preset=preset, arm=arm, protocol=protocol, metric=metric, **_theirs(paper, arm, theirs, metric), **summary(got),
-                                majority_share=float(np.mean([values(r).get('majority_share', np.nan) for r in fresh])) if fresh else np.nan,
+                                majority_share=float(np.mean([v.get('majority_share', np.nan) for v in found])) if fresh else np.nan,
                                 n=next((m['n'] for r in fresh for m in r['metrics'] if m['name'] == metric), 0), state=state_in_words(runs, metric),
                                 ids=' '.join(r['id'] for r in fresh), folders=tuple(str(r['folder']) for r in fresh)))
     if not out: raise UserError(f"{paper} prints no value for '{dataset}', and there is no run of it: its data sets are {', '.join(load_published(paper).dataset.unique())}")

@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_h
            'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
-import ast, csv, glob, io, json, math, os, platform, subprocess, sys, tokenize
+import ast, csv, gc, glob, io, json, math, os, platform, subprocess, sys, tokenize
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 import skinrepro
 from .published import PAPERS
@@ -48,15 +49,21 @@ def _source(module)->Path: # its file
     base = Path(skinrepro.__file__).parent.joinpath(*module.split('.')[1:])
     return base/'__init__.py' if base.is_dir() else base.with_suffix('.py')
 
-_tree = lru_cache(ast.parse) # a source is looked at twice
+def _statements(node): # itself and every statement below; what is inside an expression is none
+    yield node
+    for part in ('body', 'orelse', 'finalbody', 'handlers', 'cases'):
+        below = getattr(node, part, ())
+        for n in below if isinstance(below, list) else (): yield from _statements(n)
+
+@lru_cache
+def _tree(source:str)->list: return list(_statements(ast.parse(source))) # a source is looked at twice
 
 def _bare(source:str)->str: # text without comments, docstrings and blank lines; the same in every Python version
     lines, cut = source.splitlines(), []
-    for node in ast.walk(_tree(source)):
-        body = getattr(node, 'body', None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and isinstance(body[0], ast.Expr) \
-                and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-            d = body[0]; cut.append(((d.lineno, d.col_offset), (d.end_lineno, d.end_col_offset)))
+    for node in _tree(source):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body and isinstance(node.body[0], ast.Expr) \
+                and isinstance(node.body[0].value, ast.Constant) and isinstance(node.body[0].value.value, str):
+            d = node.body[0]; cut.append(((d.lineno, d.col_offset), (d.end_lineno, d.end_col_offset)))
     cut += [(t.start, t.end) for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
     for (r1, c1), (r2, c2) in sorted(cut, reverse=True):
         lines[r1-1:r2] = [lines[r1-1][:c1] + (lines[r2-1].encode()[c2:].decode() if r1 != r2 else lines[r2-1][c2:])]
@@ -64,7 +71,7 @@ def _bare(source:str)->str: # text without comments, docstrings and blank lines;
 
 def _imported(source:str, module:str)->set: # skinrepro modules named by any import
     found = set()
-    for node in ast.walk(_tree(source)):
+    for node in _tree(source):
         if isinstance(node, ast.Import): found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = '.'.join(module.split('.')[:-node.level] + ([node.module] if node.module else [])) if node.level else node.module
@@ -94,6 +101,7 @@ def code_hash(
 def _same()->dict: # (paper, before) -> after
     with (files('skinrepro.companion')/'same_code.csv').open(encoding='utf-8', newline='') as f: return {(r['paper'], r['before']): r['after'] for r in csv.DictReader(f)}
 
+@lru_cache
 def same_code(
     paper:str, # module name in `skinrepro.papers`
     code:str, # `code_hash` of then
@@ -173,7 +181,7 @@ def read_run(
 )->dict: # its content
     "A record, checked: half-written, foreign or older files are a `UserError`."
     try:
-        with open(path, 'rb') as f: r = json.loads(f.read())
+        with open(path, 'rb') as f: r = orjson.loads(f.read())
     except ValueError: r = read_json(path) # says what is broken
     except OSError as e: raise UserError(f"'{path}' cannot be read ({e.strerror}): remove it and run again") from None
     if why := _fault(r): raise UserError(f"'{path}' {why}: remove it and run again")
@@ -184,10 +192,13 @@ _READ = ContextVar('what was read before', default=None)
 
 @contextmanager
 def reading_once():
-    "Inside, folders are read once: a table asks for its records many times."
-    token = _READ.set({})
+    "Inside, folders are read once: a table asks for its records many times. Python's search for cycles rests: it would go through all that was read again and again."
+    token, searches = _READ.set({}), gc.isenabled()
+    gc.disable()
     try: yield
-    finally: _READ.reset(token)
+    finally:
+        _READ.reset(token)
+        if searches: gc.enable()
 
 def once(
     key, # names the value

@@ -72,6 +72,7 @@ def plan(
     arms=None, # default: the paper's main ones; 'all' for all
     seeds=(0,), # one run each
     overrides:dict=None, # single fields of the Config
+    needs:bool=True, # say what must be done first, too: a table does not ask
 )->list: # Cells, in the order of seeds, so that complete comparisons come first
     "The runs of a grid. Protocols that resolve to one configuration are one run."
     mod, merged = paper_module(paper), {}
@@ -84,7 +85,7 @@ def plan(
                 if arm not in made: raise UserError(f"unknown arm '{arm}' of {paper}: {suggest(arm, made)}")
                 cfg = made[arm].but(**dict(overrides or {}, seed=seed, **(dict(dataset=dataset) if dataset else {})))
                 merged.setdefault(cfg, []).append(protocol)
-    return [Cell(paper, preset, tuple(p), cfg, _needs(mod, paper, preset, tuple(p), cfg)) for cfg, p in merged.items()]
+    return [Cell(paper, preset, tuple(p), cfg, _needs(mod, paper, preset, tuple(p), cfg) if needs else {}) for cfg, p in merged.items()]
 
 # %% ../../nbs/companion/52_runner.ipynb #2d15162e
 def record_of(

@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pandas as pd
+import pandas.io.formats.style # else the first table waits for it
 
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
@@ -74,7 +76,7 @@ def runs_of(
 
 def _runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides):
     of, by_id, quiet = once(('by configuration', paper, preset), lambda: _by_config(paper, preset))
-    arms, out = {c.cfg.arm: c for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds[:1], overrides)}, {}
+    arms, out = {c.cfg.arm: c for c in runner.plan(paper, preset, dataset, [protocol], 'all', seeds[:1], overrides, needs=False)}, {}
     known = {a: of.get(_but_seed(c.cfg.to_dict()), {}) for a, c in arms.items()}
     gone = {} if quiet else {(a, s) for a in arms for s in seeds} - {(a, s) for a in arms for s in known[a]}
     looked = {(c.cfg.arm, c.cfg.seed): c for c in runner.plan(paper, preset, dataset, [protocol], sorted({a for a, _ in gone}), sorted({s for _, s in gone}), overrides)} if gone else {}
@@ -85,7 +87,7 @@ def _runs_of(paper, preset, dataset, protocol, seeds, data_hash, overrides):
             out.setdefault(arm, []).append((cell, s, why, r))
     return out
 
-def _but_seed(config): return repr(sorted({**config, 'seed': None}.items()))
+def _but_seed(config): return orjson.dumps({**config, 'seed': None}, option=orjson.OPT_SORT_KEYS)
 
 def _by_config(paper, preset): # records by configuration and seed, and by id; and is there no trace of a run beside them?
     found, out = scan(results_root(preset), paper)
@@ -120,11 +122,14 @@ HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'fid', 'kid') # shown w
 LOWER = ('fid', 'kid') # the smaller, the better; so is every standard deviation
 
 def _metrics(paper, theirs, runs, arm): # what a table shows of one arm
-    seen, df = {m['name'] for r in runs for m in r['metrics']}, load_published(paper)
-    of = (df.dataset == theirs) & (df.arm == arm) if theirs else df.arm != '' # where nothing is printed of these data, what the paper prints at all
-    printed = df[of & (df.split == 'test')].metric
-    one_class = re.compile(r'^(precision|recall|f1)_')
-    return [m for m in HEADLINE if m in seen or (theirs and m in set(printed))] + [m for m in printed.unique() if m in seen and m not in HEADLINE and not one_class.match(m)]
+    seen, printed = {m['name'] for r in runs for m in r['metrics']}, _printed(paper, theirs, arm)
+    return [m for m in HEADLINE if m in seen or (theirs and m in printed)] + [m for m in printed if m in seen and m not in HEADLINE and not re.match('(precision|recall|f1)_', m)]
+
+@cache
+def _printed(paper, theirs, arm)->tuple: # the metrics that the paper prints of an arm on its test set; where nothing is printed of these data, what it prints at all
+    df = load_published(paper)
+    of = (df.dataset == theirs) & (df.arm == arm) if theirs else df.arm != ''
+    return tuple(df[of & (df.split == 'test')].metric.unique())
 
 def summary(
     values_, # one a run

@@ -115,13 +115,15 @@ def published_for(
     metric:str='accuracy', # as our records name it
 ): # the row as a Series, or None if the paper does not give it
     "The published value that an arm of ours stands beside."
-    return _most_exact().get((paper_key(paper), arm, dataset, metric))
+    at = _most_exact().get((paper_key(paper), arm, dataset, metric))
+    return None if at is None else _published().loc[at]
 
 @cache
-def _most_exact()->dict: # (paper, arm, dataset, metric) -> its row; of several the printed one, with a spread, to the most places
+def _most_exact()->dict: # (paper, arm, dataset, metric) -> label of its row; of several the printed one, with a spread, to the most places
     df = _published(); df = df[df.arm != '']
     exact = (df.provenance == 'printed')*1000 + df.spread.notna()*100 + df.places
-    return {(r.paper, r.arm, r.dataset, r.metric): r for _, r in df.loc[exact.sort_values(kind='stable').index].iterrows()}
+    df = df.loc[exact.sort_values(kind='stable').index]
+    return dict(zip(zip(df.paper, df.arm, df.dataset, df.metric), df.index))
 
 def as_fraction(
     row, # of `load_published`

@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_h
            'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
-import ast, csv, gc, glob, io, json, math, os, platform, subprocess, sys, tokenize
+import ast, csv, gc, glob, io, json, marshal, math, os, platform, subprocess, sys, tokenize
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -162,6 +162,13 @@ SCHEMA = 1 # layout of run.json; a record of another layout is not compared with
 _NEED = {'schema', 'id', 'spec', 'inputs', 'state', 'metrics', 'code', 'data', 'machine', 'start', 'end'}
 _SPEC = {'paper', 'dataset', 'arm', 'protocols', 'preset', 'seed', 'config'}
 _plain = json.JSONEncoder(sort_keys=True, separators=(',', ':')).encode # as `digest` writes it, made once
+_SEED = '\0 a seed'
+
+@lru_cache(4096)
+def _around(raw)->list: return _plain(marshal.loads(raw)).split(_plain(_SEED))
+
+def _id(paper, config)->str: # as `run_id`; for runs that differ in nothing but the seed, the rest is written once
+    return digest(_plain(config.get('seed')).join(_around(marshal.dumps([paper, {**config, 'seed': _SEED}], 2))).encode(), 8)
 
 def _fault(r)->str: # why this is no record of ours, or ''
     if not isinstance(r, dict): return 'is not a record'
@@ -170,7 +177,7 @@ def _fault(r)->str: # why this is no record of ours, or ''
     if not isinstance(r['spec'], dict) or (gone := _SPEC - r['spec'].keys()): return 'does not say which run it is of (spec)'
     if r['spec']['paper'] not in PAPERS: return f"is of the unknown paper '{r['spec']['paper']}'"
     if r['state'] != 'done': return f"has the state '{r['state']}'"
-    if r['id'] != digest(_plain([r['spec']['paper'], r['spec']['config']]).encode(), 8): return f"has the id {r['id']}, which is not that of its configuration"
+    if not isinstance(r['spec']['config'], dict) or r['id'] != _id(r['spec']['paper'], r['spec']['config']): return f"has the id {r['id']}, which is not that of its configuration"
     try: names = [m['name'] for m in r['metrics'] if math.isfinite(m['value']) and m['n'] > 0 and m['split']]
     except (TypeError, KeyError): names = []
     if len(names) != len(r['metrics']) or len(set(names)) != len(names) or not names: return 'has metrics without a name of their own, a finite value, n or split'
@@ -219,14 +226,14 @@ def scan(
 
 def _scan(root, paper):
     found, out, where = [], [], {}
-    for f in sorted(glob.glob(f'{paper}/*/*/*/run.json', root_dir=root), key=lambda f: f.split(os.sep)):
-        p = f'{root}/{f}'
+    for folder in sorted(glob.glob(f'{paper}/*/*/*', root_dir=root), key=lambda f: f.split(os.sep)):
+        f = f'{folder}/run.json'; p = f'{root}/{f}'
+        if not os.path.lexists(p): continue
         try: r = read_run(p)
         except UserError as e: out.append(dict(file=f, why=str(e).removeprefix(f"'{p}' ").split(': remove it')[0])); continue
-        in_paper, _, _, folder, _ = f.split(os.sep)
-        if in_paper != r['spec']['paper'] or not folder.endswith(r['id']): why = f"is the record of run {r['id']} of {r['spec']['paper']}, and lies in another's place"
+        if not folder.startswith(f"{r['spec']['paper']}/") or not folder.endswith(r['id']): why = f"is the record of run {r['id']} of {r['spec']['paper']}, and lies in another's place"
         elif r['id'] in where: why = f"is the same run as '{where[r['id']]}', which counts"
-        else: where[r['id']] = f; found.append(dict(r, folder=Path(p).parent)); continue
+        else: where[r['id']] = f; found.append(dict(r, folder=Path(root, folder))); continue
         out.append(dict(file=f, why=why))
     return found, out
 

@@ -9,15 +9,13 @@ __all__ = ['HEADLINE', 'LOWER', 'SHOWN', 'NOTE', 'values', 'protocols_of', 'defa
            'left_out', 'report_table']
 
 # %% ../../nbs/companion/54_tables.ipynb #d48cd06f
-import copy, html, json, os, re, zipfile, zlib
-from dataclasses import replace
+import html, json, os, re, zipfile, zlib
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pandas as pd
-import pandas.io.formats.style # else the first table waits for it
 
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
@@ -96,8 +94,8 @@ def _by_config(paper, preset): # records by configuration and seed, and by id; a
     return of, {r['id']: r for r in found}, not out and not any((artefacts()/'runs').glob('*'))
 
 def _at(cell, seed): # the same run with another seed; a seed needs no checking
-    cfg = copy.copy(cell.cfg); object.__setattr__(cfg, 'seed', seed)
-    return replace(cell, cfg=cfg, needs={})
+    cfg = object.__new__(type(cell.cfg)); cfg.__dict__.update(cell.cfg.__dict__, seed=seed)
+    return runner.Cell(cell.paper, cell.preset, cell.protocols, cfg)
 
 def _judged(record, by_id, data_hash): # as `state`
     why = runner.why_stale(record, data_hash) or next((f'{k}: {w}' for k, i in record['inputs'].items() if i in by_id and (w := runner.why_stale(by_id[i], data_hash))), '')
@@ -122,14 +120,13 @@ HEADLINE = ('accuracy', 'balanced_accuracy', 'macro_f1', 'fid', 'kid') # shown w
 LOWER = ('fid', 'kid') # the smaller, the better; so is every standard deviation
 
 def _metrics(paper, theirs, runs, arm): # what a table shows of one arm
-    seen, printed = {m['name'] for r in runs for m in r['metrics']}, _printed(paper, theirs, arm)
+    seen, printed = {m['name'] for r in runs for m in r['metrics']}, dict.fromkeys(m for a, m in _printed(paper, theirs) if a == arm or not theirs)
     return [m for m in HEADLINE if m in seen or (theirs and m in printed)] + [m for m in printed if m in seen and m not in HEADLINE and not re.match('(precision|recall|f1)_', m)]
 
 @cache
-def _printed(paper, theirs, arm)->tuple: # the metrics that the paper prints of an arm on its test set; where nothing is printed of these data, what it prints at all
-    df = load_published(paper)
-    of = (df.dataset == theirs) & (df.arm == arm) if theirs else df.arm != ''
-    return tuple(df[of & (df.split == 'test')].metric.unique())
+def _printed(paper, theirs)->tuple: # (arm, metric) that the paper prints of its test set; where nothing is printed of these data, what it prints at all
+    df = load_published(paper); df = df[(df.split == 'test') & (df.dataset == theirs if theirs else df.arm != '')]
+    return tuple(zip(df.arm, df.metric))
 
 def summary(
     values_, # one a run
@@ -376,6 +373,9 @@ _way = cache(os.path.relpath)
 def _links(ids, folders, base): # (id, path of its record from the table)
     return [(i, f'{_way(arm, base)}/{name}/run.json') for i, (arm, name) in zip(ids.split(), (f.rsplit(os.sep, 1) for f in folders))]
 
+def _cells(text, bold, clean, strong)->list: # rows of cells, as a format wants them
+    return [[strong.format(clean(s)) if b and s else clean(s) for s, b in zip(r, bs)] for r, bs in zip(text.to_numpy().tolist(), bold)]
+
 def markdown(
     text:pd.DataFrame, # cells as text
     bold=None, # same shape, bools
@@ -383,28 +383,26 @@ def markdown(
 )->str: # a pipe table
     "A table in Markdown."
     def cell(s): return str(s).replace('|', '\\|')
-    bold = np.zeros(text.shape, bool) if bold is None else bold
-    body = [[f'**{cell(s)}**' if b and s else cell(s) for s, b in zip(r, bs)] for r, bs in zip(text.to_numpy().tolist(), bold)]
+    body = _cells(text, np.zeros(text.shape, bool) if bold is None else bold, cell, '**{}**')
     for r, ls in zip(body, links or []): r[-1] = ' '.join(f'[{i}]({p})' for i, p in ls) or '–'
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [list(map(cell, text.columns)), ['---']*text.shape[1], *body])
-
-def _styled(text, bold): # pandas' Styler renders HTML and LaTeX
-    css = pd.DataFrame(np.where(bold, 'font-weight: bold', ''), text.index, text.columns)
-    return text.style.set_uuid('t').hide(axis='index').apply(lambda _: css, axis=None)
 
 def _anchors(note): return re.sub(r'\[(\w+)\]\(([^)]+)\)', r'<a href="\2">\1</a>', note) # Markdown's links, for HTML
 
 def _html(text, bold, links, title, notes):
-    text = text.map(lambda s: html.escape(str(s)))
-    if links: text = text.assign(**{text.columns[-1]: [' '.join(f'<a href="{html.escape(p)}">{i}</a>' for i, p in ls) or '–' for ls in links]})
-    text.columns = [html.escape(c) for c in text.columns]
+    cell = lambda s: html.escape(str(s))
+    body = _cells(text, bold, cell, '<b>{}</b>')
+    for r, ls in zip(body, links or []): r[-1] = ' '.join(f'<a href="{html.escape(p)}">{i}</a>' for i, p in ls) or '–'
+    row = lambda cells, kind: '<tr>' + ''.join(f'<{kind}>{c}</{kind}>' for c in cells) + '</tr>\n'
     style = 'body{font:14px/1.4 sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.25em .6em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}'
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{_styled(text, bold).to_html()}' + ''.join(f'<p>{_anchors(html.escape(n))}</p>' for n in notes) + '</html>\n'
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{cell(title)}</title><style>{style}</style><h1>{cell(title)}</h1>\n' \
+        f'<table><thead>\n{row(map(cell, text.columns), "th")}</thead><tbody>\n{"".join(row(r, "td") for r in body)}</tbody></table>\n' + ''.join(f'<p>{_anchors(cell(n))}</p>\n' for n in notes) + '</html>\n'
 
 def _latex(text, bold, title):
-    clean = lambda s: re.sub(r'([&%$#_{}])', r'\\\1', str(s)).replace('±', r'$\pm$').replace('–', '--').replace('α', r'$\alpha$')
-    text = text.map(clean); text.columns = [clean(c) for c in text.columns]
-    return f'% {title}\n% needs booktabs\n' + _styled(text, bold).to_latex(hrules=True, convert_css=True, column_format='l'*text.shape[1])
+    cell = lambda s: re.sub(r'([&%$#_{}])', r'\\\1', str(s)).replace('±', r'$\pm$').replace('–', '--').replace('α', r'$\alpha$')
+    row = lambda cells: ' & '.join(cells) + r' \\' + '\n'
+    head, body = row(map(cell, text.columns)), ''.join(map(row, _cells(text, bold, cell, r'\bfseries {}')))
+    return f'% {title}\n% needs booktabs\n\\begin{{tabular}}{{{"l"*text.shape[1]}}}\n\\toprule\n{head}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n'
 
 # %% ../../nbs/companion/54_tables.ipynb #1cc51000
 def save(

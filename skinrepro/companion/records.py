@@ -101,7 +101,6 @@ def code_hash(
 def _same()->dict: # (paper, before) -> after
     with (files('skinrepro.companion')/'same_code.csv').open(encoding='utf-8', newline='') as f: return {(r['paper'], r['before']): r['after'] for r in csv.DictReader(f)}
 
-@lru_cache
 def same_code(
     paper:str, # module name in `skinrepro.papers`
     code:str, # `code_hash` of then

@@ -578,9 +578,7 @@ def _empty(folder): # a new one, without what a killed process has left
     except FileExistsError: shutil.rmtree(folder); os.mkdir(folder)
 
 def _copy(source, target): # small files, thousands of them: shutil would ask four times what they are
-    with open(source, 'rb', buffering=0) as a, open(target, 'xb', buffering=0) as b:
-        while chunk := a.read(1 << 20):
-            while chunk: chunk = chunk[b.write(chunk):]
+    with open(source, 'rb') as a, open(target, 'xb') as b: shutil.copyfileobj(a, b)
 
 def _bring(source, target): # a record's folder, whole or not at all
     part = f'{target.parent}/.{target.name}.part'

@@ -89,8 +89,7 @@ def front(
         for (protocol, arm), g in df.groupby(['protocol', 'arm'], sort=False):
             row = (g[g.published.notna()] if g.published.notna().any() else g).iloc[0]
             mine = found[(found.paper == paper) & (found.dataset == dataset) & (found.preset == preset) & (found.protocol == protocol)]
-            seeds = [int(re.search(r'-seed(\d+)-', Path(f).name)[1]) for f in row.folders]
-            out.append(dict(row, verdict=verdict_of(mine, arm), seeds=seeds or [0], links=list(zip(row.ids.split(), row.folders))))
+            out.append(dict(row, verdict=verdict_of(mine, arm), seeds=row.seeds or (0,), links=list(zip(row.ids.split(), row.folders))))
     return _one_row(out)
 
 def _one_row(found): # protocols that resolve to the same runs share a row

@@ -158,7 +158,7 @@ def rows(
                 out.append(dict(paper=paper, dataset=dataset, preset=preset, arm=arm, protocol=protocol, metric=metric, **_theirs(paper, arm, theirs, metric), **summary(got),
                                 majority_share=float(np.mean([v.get('majority_share', np.nan) for v in found])) if fresh else np.nan,
                                 n=next((m['n'] for r in fresh for m in r['metrics'] if m['name'] == metric), 0), state=state_in_words(runs, metric),
-                                ids=' '.join(r['id'] for r in fresh), folders=tuple(str(r['folder']) for r in fresh)))
+                                ids=' '.join(r['id'] for r in fresh), folders=tuple(str(r['folder']) for r in fresh), seeds=tuple(r['spec']['seed'] for r in fresh)))
     if not out: raise UserError(f"{paper} prints no value for '{dataset}', and there is no run of it: its data sets are {', '.join(load_published(paper).dataset.unique())}")
     df = pd.DataFrame(out)
     return df.assign(difference=df['mean'] - df.published, best=_best(df, ['protocol', 'metric'], df.metric, df['mean']))
@@ -442,7 +442,7 @@ def report(
     notes = ["Published and ours: shares in per cent, mean ± sd (number of runs); the interval is Student's, over runs; bold is the best of ours.", "* computed from printed numbers." if (df.provenance == 'computed').any() else '',
              *(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip() for r in run), one_sentence(v, paper), *left_out(paper, preset), NOTE]
     title = ', '.join([paper, dataset, preset, *(f'{k}={v}' for k, v in overrides.items())])
-    return df, v, save(base, df.drop(columns='folders'), text, bold, [_links(i, f, base.parent) for i, f in zip(df.ids, df.folders)], title, notes)
+    return df, v, save(base, df.drop(columns=['folders', 'seeds']), text, bold, [_links(i, f, base.parent) for i, f in zip(df.ids, df.folders)], title, notes)
 
 def left_out(
     paper:str='*', # key

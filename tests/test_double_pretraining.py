@@ -322,6 +322,16 @@ def chain(ds, tmp_path_factory):
     return dict(out, folder=d, cfg=cfg)
 
 
+def test_no_finder_in_either_training(ds, chain):
+    "The control of the second pretraining: one fixed rate in both, everything else as it was."
+    cfg, found = target_of(tiny(arm='barlow_twice_both_fixed')), target_of(chain['cfg'])
+    assert cfg.but(arm=found.arm, finder='valley') == found and source_of(cfg) == source_of(found)
+    r = run(cfg.but(lr_fixed=3e-4), ds, None, dict(source=chain['folder']/'source'))
+    m = {x['name']: x['value'] for x in r['metrics']}; was = {x['name']: x['value'] for x in chain['target']['metrics']}
+    assert m['lr_max'] == 3e-4 and 'lr_found' not in m and m['steps'] == was['steps'] and was['lr_found'] == was['lr_max']
+    assert np.isclose(r['figures']['lr'][-(len(r['figures']['lr'])//2):].max(), 3e-4, rtol=.2) # 1cycle's, not the head's .001
+
+
 def test_the_chain_gives_every_number_of_the_tables(ds, chain):
     m = {x['name']: x for x in chain['test']['metrics']}
     assert len(m) == len(chain['test']['metrics']) and all(np.isfinite(x['value']) and x['n'] > 0 and x['split'] for x in m.values())

@@ -513,7 +513,7 @@ class Config(core.Config):
     batch:int = 64 # [P4-23]
     accumulate:int = 0 # images an update, 0 for every batch; counted in images [P4-55]
     head_lr:float = .001 # [P4-16]
-    finder:Literal['valley', 'fixed'] = 'valley' # how the highest rate of fine-tuning is chosen; a second pretraining always finds its own [P4-17, P4-43, P4-100, P4-106]
+    finder:Literal['valley', 'fixed', 'fixed_both'] = 'valley' # how the highest rate is chosen: found; fixed in fine-tuning; or in the second pretraining, too [P4-17, P4-43, P4-100, P4-106]
     finder_its:int = 100 # [P4-101]
     schedule:Literal['onecycle', 'decay'] = 'onecycle' # of fine-tuning [P4-94]
     lr_fixed:float = 4.8e-4 # of finder 'fixed': a rate that the released logs show for two of their arms [P4-100]
@@ -556,7 +556,7 @@ ARMS = dict(
     supervised=dict(start='supervised'), barlow=dict(start='barlow'), barlow_twice=dict(start='barlow', target='barlow'), # Tables 3 to 7
     vicreg=dict(start='vicreg'), vicreg_200x2=dict(start='vicreg', large=True, batch=32, accumulate=64), # [P4-51 to P4-56]
     target_only=dict(start='random', weights='none', target='barlow'), random=dict(start='random', weights='none', mode='all'),
-    supervised_fixed=dict(start='supervised', finder='fixed'), barlow_fixed=dict(start='barlow', finder='fixed'), barlow_twice_fixed=dict(start='barlow', target='barlow', finder='fixed'), # [P4-100]
+    supervised_fixed=dict(start='supervised', finder='fixed'), barlow_fixed=dict(start='barlow', finder='fixed'), barlow_twice_fixed=dict(start='barlow', target='barlow', finder='fixed'), barlow_twice_both_fixed=dict(start='barlow', target='barlow', finder='fixed_both'), # [P4-100]
     supervised_v1=dict(start='supervised', imagenet='v1'), supervised_twice=dict(start='supervised', target='barlow'),
     supervised_probe=dict(start='supervised', mode='probe'), barlow_probe=dict(start='barlow', mode='probe'), # [P4-83]
     supervised_all=dict(start='supervised', mode='all'), barlow_all=dict(start='barlow', mode='all'), # [P4-93]
@@ -597,6 +597,7 @@ def target_of(
     "The second pretraining's own configuration [P4-42 to P4-45]."
     arm = dict(barlow='barlow_twice', random='target_only', supervised='supervised_twice').get(cfg.start, cfg.arm)
     if cfg.start == 'barlow' and (kind := 'encoder' if cfg.target_loss_on == 'encoder' else 'domain' if cfg.recipe == 'domain' else ''): arm = f'barlow_twice_{kind}'
+    if cfg.finder == 'fixed_both': return _only(cfg, *_TARGET, 'finder', 'lr_fixed', arm='barlow_twice_both_fixed', stage='target')
     return _only(cfg, *_TARGET, arm=arm, stage='target')
 
 def inputs(
@@ -903,7 +904,7 @@ def run(
         seen = len(split.rows['train']) + len(split.rows['test']) if cfg.step_matched else len(used)
         per_epoch = seen//cfg.target_batch
         head = 0 if cfg.start == 'random' else cfg.target_head_epochs*per_epoch
-        result = pretrain(cfg, ds.images(cfg.store_size), used, head + cfg.target_epochs*per_epoch, head, 0, load_net(cfg, inputs.get('source')), out, bar)
+        result = pretrain(cfg, ds.images(cfg.store_size), used, head + cfg.target_epochs*per_epoch, head, cfg.lr_fixed if cfg.finder == 'fixed_both' else 0, load_net(cfg, inputs.get('source')), out, bar)
         result.pop('model')
     else: result = evaluate(cfg, ds, split, inputs, out, bar)
     data = dict(split=split.hash, counts=dict(split.counts, labelled=len(fraction(ds, split.rows['train'], cfg.share, cfg.split_seed)), pretraining=0 if cfg.target == 'none' else len(used)), source='none' if cfg.start == 'random' else cfg.weights)

@@ -30,13 +30,16 @@ def made(lib, home, paper, words): # (code hash, id -> record with its folder)
     runs = {f.parent.name[-8:]: dict(read_json(f), folder=f.parent) for f in home.glob('results/smoke/*/*/*/*/run.json')}
     return python(SAY, lib, home, paper), runs
 
+def _told(v): # without speeds among metrics, which are the clock's
+    return [m for m in v if not m['name'].endswith('_per_s')] if isinstance(v, list) else v
+
 def differences(a, b): # names of what differs
     if a.keys() != b.keys(): return ['the runs themselves']
     out = []
     for i in a:
         x, y = np.load(a[i]['folder']/'figures.npz'), np.load(b[i]['folder']/'figures.npz')
         name = f"{a[i]['spec']['arm']}, seed {a[i]['spec']['seed']}"
-        out += [f'{name}: {k}' for k in ('metrics', 'artefacts', 'spec', 'inputs') if a[i][k] != b[i][k]]
+        out += [f'{name}: {k}' for k in ('metrics', 'artefacts', 'spec', 'inputs') if _told(a[i][k]) != _told(b[i][k])]
         out += [f'{name}: array {k}' for k in sorted({*x, *y}) if not (k in x and k in y and x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k], equal_nan=x[k].dtype.kind == 'f'))]
     return out
 

@@ -60,4 +60,9 @@ def test_what_differs_is_named(pair, change, what):
     assert bench.differences(*pair) == [f'a, seed 0: {what}']
 
 
+def test_a_speed_is_no_difference(pair):
+    for r, speed in zip(pair, (10., 11.)): r['00000000']['metrics'].append(dict(name='test_images_per_s', value=speed))
+    assert bench.differences(*pair) == []
+
+
 def test_other_runs_are_no_proof(pair): assert bench.differences(pair[0], {}) == ['the runs themselves']

@@ -102,8 +102,19 @@ def test_an_image_without_skin_to_measure_has_no_map(ds):
     box = ds.manifest.box.copy(); box[0] = ((0., 0., 1., 1.),)
     boxes, types, proxy = d.annotations(replace(ds, manifest=ds.manifest.assign(skin_type=skin, box=box)), 32)
     assert boxes[0] == () and boxes[1] and proxy[:2].all() and not proxy[2:].any() and 1 <= types[1] <= 6
-    x = np.full((10, 10, 3), 200, np.uint8); x[:, :5] = 20; left = np.zeros((10, 10), bool); left[:, :5] = True
+    x = np.full((10, 10, 3), 200, np.uint8); x[:, :5] = (90, 60, 45); left = np.zeros((10, 10), bool); left[:, :5] = True
     assert d.skin_ita(x, left) > 40 > -40 > d.skin_ita(x, ~left) and np.isnan(d.skin_ita(x, np.ones((10, 10), bool)))
+
+
+def test_a_rim_and_hair_are_no_skin(ds):
+    yy, xx = np.indices((64, 64)) - 31.5; none = np.zeros((64, 64), bool)
+    x = np.full((64, 64, 3), (230, 190, 170), np.uint8); pale = d.skin_ita(x, none)
+    rim, hair, grey = x.copy(), x.copy(), x.copy(); rim[yy**2 + xx**2 > 24**2] = 5; hair[:, ::3] = hair[:, 1::3] = (25, 20, 15); grey[yy**2 + xx**2 > 32**2] = (100, 80, 70)
+    for v in (rim, hair, grey): assert d.skin_ita(v, none) == d.skin_angle(v[None], [()])[0] == pale
+    assert np.isnan(d.skin_ita(np.full_like(x, 3), none)) and np.isfinite(d.skin_angle(np.full_like(x, 3)[None], [()])[0])
+    assert not (d.visible_skin(x, none) & ~d.visible_skin(x, yy > 0) & (yy <= 0)).any() and not d.visible_skin(x, yy > 0)[yy > 0].any() # the lesion alone is left out
+    boxes, types, _ = d.annotations(ds, 64); seen = [d.lightness(v[~d.inside(b, 64)]/255) for v, b, t in zip(ds.images(64), boxes, types) if t == 6]
+    assert 27 < np.mean([np.median(v) for v in seen]) < 33 and np.mean([(v > 20).mean() for v in seen]) > .9 # dark skin stays
 
 
 def test_missing_types_are_proxies(ds):
@@ -484,6 +495,18 @@ def test_real_masks_become_maps(data_dir):
         t, masks = d.decode(d.encode(int(skin[i]), boxes[i], int(some.y[i]), 64)); assert t == skin[i] and np.array_equal(masks[some.y[i]], cover)
     x = some.images(64); light = [x[i][~d.inside(boxes[i], 64)].mean() for i in have if (~d.inside(boxes[i], 64)).any()]
     assert np.corrcoef(light, [skin[i] for i in have if (~d.inside(boxes[i], 64)).any()])[0, 1] < -.2 # darker skin, higher type
+
+
+@pytest.mark.data
+def test_type_six_of_dermoscopy_is_mostly_rim(data_dir):
+    "By all pixels outside the lesion most type VI is black corners around pale skin; by visible skin it is not VI."
+    from skinrepro.data.archives import open_dataset
+    from skinrepro.data.phantom import ita
+    ds = open_dataset('ham10000', str(data_dir)); x = ds.images(64); masks = d.mask_store(ds, np.arange(len(ds)), 64); boxes, skin, _ = d.annotations(ds, 64)
+    naive = np.array([d.type_of_ita(np.median(ita(v[m == 0][::8]/255))) if (m == 0).mean() > .05 else 0 for v, m in zip(x, masks)])
+    was = naive == 6; now = np.array([bool(b) for b in boxes]) & (skin == 6)
+    assert was.sum() > 20 and (was & ~now).sum() > was.sum()/2 and now.sum() < 20
+    assert (skin[np.isin(naive, (1, 2, 3))] == naive[np.isin(naive, (1, 2, 3))]).mean() > .95 # elsewhere the limits change little
 
 
 @pytest.mark.data

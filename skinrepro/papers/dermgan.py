@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ITA_LIMITS', 'SETS', 'CONDITIONS', 'TYPES', 'PRESETS', 'PROTOCOLS', 'ARMS', 'MAIN', 'STAGES', 'AUGMENT', 'SIDES',
-           'ASKS', 'type_of_ita', 'boxes_of_mask', 'inside', 'skin_ita', 'annotations', 'mask_store', 'lightness',
-           'skin_angle', 'adjacent', 'window', 'seen_in', 'split_of', 'encode', 'decode', 'vary', 'Crops', 'unet',
-           'patchgan', 'roi_l1', 'feature_matching', 'game_of', 'generate', 'checkerboard', 'Config', 'arms', 'gan_of',
-           'features_of', 'inputs', 'run', 'conditions_of', 'crops_of', 'wobble', 'train_gan', 'load_generator',
-           'classifier', 'fit_classifier', 'predict', 'train_features', 'load_features', 'draw_maps', 'real_windows',
-           'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'resized', 'packed', 'unpacked',
-           'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions', 'training_set',
-           'judge_classifier', 'compare', 'study_design', 'make_study', 'study_pictures', 'Rating', 'read_answers',
-           'simulate_raters', 'score_study', 'live', 'study_form', 'Painter', 'paint_form']
+           'ASKS', 'type_of_ita', 'boxes_of_mask', 'inside', 'lightness', 'visible_skin', 'skin_ita', 'annotations',
+           'mask_store', 'skin_angle', 'adjacent', 'window', 'seen_in', 'split_of', 'encode', 'decode', 'vary', 'Crops',
+           'unet', 'patchgan', 'roi_l1', 'feature_matching', 'game_of', 'generate', 'checkerboard', 'Config', 'arms',
+           'gan_of', 'features_of', 'inputs', 'run', 'conditions_of', 'crops_of', 'wobble', 'train_gan',
+           'load_generator', 'classifier', 'fit_classifier', 'predict', 'train_features', 'load_features', 'draw_maps',
+           'real_windows', 'condition_scores', 'mean_protocol', 'judge_real', 'judge_gan', 'fid_path', 'resized',
+           'packed', 'unpacked', 'colour_control', 'segment', 'size_scores', 'size_control', 'made_conditions',
+           'training_set', 'judge_classifier', 'compare', 'study_design', 'make_study', 'study_pictures', 'Rating',
+           'read_answers', 'simulate_raters', 'score_study', 'live', 'study_form', 'Painter', 'paint_form']
 
 # %% ../../nbs/papers/63_dermgan.ipynb #027a8555
 import os, re, time
@@ -61,14 +61,31 @@ def inside(
         out[b:max(b + 1, int(np.ceil(y1*size - 1e-6))), a:max(a + 1, int(np.ceil(x1*size - 1e-6)))] = True
     return out
 
+def lightness(
+    rgb, # (..., 3) sRGB, 0 to 1
+)->np.ndarray: # L*, 0 to 100
+    "CIE lightness of a colour."
+    rgb = np.asarray(rgb, float)
+    y = np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4) @ (.2126, .7152, .0722)
+    return 116*np.where(y > (6/29)**3, np.cbrt(y), y/(3*(6/29)**2) + 4/29) - 16
+
+def visible_skin(
+    picture, # (S, S, 3) uint8
+    lesion, # (S, S) bool: not skin
+    darkest:float=20., # L*; what is darker is hair, shadow or a dermatoscope's rim
+)->np.ndarray: # (S, S) bool
+    "Where skin is measured: outside a lesion, in the frame's inscribed circle, and not black [P3-11]."
+    s = len(picture); v = (np.indices((s, s)) - (s - 1)/2)**2
+    return ~lesion & (v.sum(0) <= (s/2)**2) & (lightness(picture/255) >= darkest)
+
 def skin_ita(
     picture, # (S, S, 3) uint8
     lesion, # (S, S) bool: not skin
     least:float=.05, # of the frame that must be skin
 )->float: # degrees; nan where less than that is skin
-    "Median ITA of what is outside a lesion [P3-11]."
+    "Median ITA of the skin outside a lesion [P3-11]."
     from skinrepro.data.phantom import ita
-    seen = picture[~lesion]
+    seen = picture[visible_skin(picture, lesion)]
     if len(seen) < max(1, least*lesion.size): return np.nan
     return float(np.median(ita(seen[::max(1, len(seen)//500)]/255)))
 
@@ -102,25 +119,17 @@ def mask_store(ds, rows, size): # masks of some rows, decoded once
     return store(f'{ds.name}-mask-{size}-' + core.digest([ds.content, ds.manifest.image_id.to_numpy()[rows].tolist(), size, DECODER], 16), (len(rows), size, size), fill, label=f'decoding masks of {ds.name}')
 
 # %% ../../nbs/papers/63_dermgan.ipynb #bc246105
-def lightness(
-    rgb, # (..., 3) sRGB, 0 to 1
-)->np.ndarray: # L*, 0 to 100
-    "CIE lightness of a colour."
-    rgb = np.asarray(rgb, float)
-    y = np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4) @ (.2126, .7152, .0722)
-    return 116*np.where(y > (6/29)**3, np.cbrt(y), y/(3*(6/29)**2) + 4/29) - 16
-
 def skin_angle(
     x, # (N, S, S, 3) uint8
     boxes, # one tuple of boxes an image
     within:bool=False, # inside the boxes instead
     measure=None, # of colours, 0 to 1; default ITA
 )->np.ndarray: # (N,) degrees, or the measure's unit
-    "Median over the pixels outside the boxes; over all, where a box fills the frame."
+    "Median over the skin outside the boxes; over all, where there is none."
     from skinrepro.data.phantom import ita
     out = []
     for v, b in zip(x, boxes):
-        keep = inside(b, len(v)) == within
+        cover = inside(b, len(v)); keep = cover if within else visible_skin(v, cover)
         v = v[keep] if keep.any() else v.reshape(-1, 3)
         out.append(np.median((measure or ita)(v[::max(1, len(v)//500)]/255)))
     return np.array(out)

@@ -76,9 +76,19 @@ def test_maps_come_back_exactly():
 
 
 def test_a_map_refuses_what_it_cannot_hold():
-    for bad in (dict(skin=0), dict(skin=7), dict(condition=26), dict(condition=(1, 2))):
+    for bad in (dict(skin=0), dict(skin=7), dict(skin=2.5), dict(condition=26), dict(condition=-1), dict(condition=1.5), dict(condition=(1, 2))):
         with pytest.raises(UserError): d.encode(**{**dict(skin=1, boxes=((0, 0, 1, 1),), condition=0, size=8), **bad})
-    with pytest.raises(UserError, match='no semantic map'): d.decode(np.full((4, 4, 3), 99, np.uint8))
+    for box in ((.5, .1, .2, .3), (.1, .1, .1, .3), (1.2, .1, 1.5, .3), (-.1, 0, .5, .5), (10, 10, 30, 40), (0, 0, float('nan'), 1), (0, 0, 1)):
+        with pytest.raises(UserError, match='leaves the frame'): d.encode(1, ((0, 0, 1, 1), box), 0, 8)
+
+
+def test_only_a_map_is_read():
+    good = d.encode(2, ((.1, .1, .6, .6),), 3, 8); level = d._level
+    half, other, untyped, torn, grey = (good.copy() for _ in range(5))
+    half[3, 3, 2] = 0; other[3, 3, 1:] = level(6); untyped[..., 0] = 0; torn[0, 0, 0] = level(3); grey[0, 0, 1] += 1 # condition 35 does not exist
+    for bad in (half, other, untyped, torn, grey, np.full((4, 4, 3), 99, np.uint8), np.zeros((8, 8, 3), np.uint8), good[..., 0], good[..., :2], good[:0], good/255):
+        with pytest.raises(UserError, match='no semantic map'): d.decode(bad)
+    assert d.decode(good)[0] == 2 and d.decode(good.tolist())[1].keys() == {3} and d.decode(d.encode(5, (), 0, 8)) == (5, {}) and d.decode(d.encode(6, ((0, 0, 1, 1),), 25, 8))[1][25].all()
 
 
 def test_masks_and_boxes_agree(ds):
@@ -149,6 +159,14 @@ def test_networks_have_the_reference_sizes():
     assert not any(isinstance(m, torch.nn.ConvTranspose2d) for m in d.unet(64, 2).modules())
     for bad in (48, 16):
         with pytest.raises(UserError, match='choose 32'): d.unet(bad)
+
+
+def test_the_checkerboard_is_what_alternates():
+    x = np.full((2, 64, 64, 3), 100, np.uint8); x[:, ::2] = 110 # rows of 110 and 100: a cell of two by two has variance 25, blocks do not wash it out
+    smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))[None]
+    assert d.checkerboard(x) == 25 and d.checkerboard(smooth) == .25 and d.checkerboard(np.roll(x, 1, 1)) == 25
+    for bad in (x[:0], x[:, :4, :4]):
+        with pytest.raises(UserError, match='hold no block'): d.checkerboard(bad)
 
 
 def test_losses_equal_the_oracles():
@@ -336,6 +354,8 @@ def test_the_two_designs():
     own = two[two.asked == two.condition]; assert own.groupby(['question', 'real']).size().eq(10).all() and not own.duplicated(['condition', 'real', 'picture']).any()
     assert not two.duplicated(['question', 'condition', 'real', 'picture']).any() and two[two.asked != two.condition].real.mean() == .5
     with pytest.raises(UserError, match='lower it'): d.study_design(['a', 'b'], 'relevance', others=99)
+    for bad in (dict(conditions=[]), dict(each=0), dict(questions=0)):
+        with pytest.raises(UserError, match='1 or more'): d.study_design(**{**dict(conditions=['a', 'b'], kind='relevance'), **bad})
     assert len(d.study_design(['a', 'b'], 'relevance', others=0)) == 2*2*20 and len(d.study_design(['a'], 'relevance')) == 40
 
 
@@ -477,7 +497,8 @@ def test_compare_against_a_library_and_itself():
     assert np.allclose(t.baseline, np.mean([f1_score(y, p, average=None) for p in a], 0)) and np.allclose(t.gain, t.augmented - t.baseline) and len(tests) == 3
     assert (t.gain_low <= t.gain).all() and (t.gain <= t.gain_high).all() and (t.gain_high - t.gain_low)['d'] > (t.gain_high - t.gain_low)['a'] # the rare class is the uncertain one
     assert d.compare(y, a, a, 'abcd', 50)[1][['gain', 'gain_low', 'gain_high']].abs().to_numpy().max() == 0
-    with pytest.raises(UserError, match='same test images'): d.compare(y, a, b[:, :-1], 'abcd')
+    for bad in ((y, a, b[:, :-1]), ([], [], [])):
+        with pytest.raises(UserError, match='same test images'): d.compare(*bad, 'abcd')
 
 
 @pytest.mark.data
@@ -523,5 +544,6 @@ def test_clinical_photographs_bring_boxes_and_types(data_dir):
 def test_missing_inputs_and_wrong_values(ds):
     for arm in ('dermgan', 'real', 'augmented'):
         with pytest.raises(UserError, match='make it with'): run(tiny(arm), ds, None, {})
-    for bad in (dict(upsample='nearest'), dict(mix='half'), dict(method='pix2pix'), dict(w_l2=3.), dict(control=0), dict(shares=(.8, .1, .1)), dict(shares=(.5, .5, 0., .1))):
+    for bad in (dict(upsample='nearest'), dict(mix='half'), dict(method='pix2pix'), dict(w_l2=3.), dict(control=0), dict(shares=(.8, .1, .1)), dict(shares=(.5, .5, 0., .1)), dict(shares=(1., 1., 1., float('nan'))),
+                dict(size=100), dict(size=16), dict(width=0), dict(kimg=0), dict(lr=-1e-3), dict(clf_lr=0), dict(w_l1=-1), dict(w_fm=float('nan')), dict(snapshots=-1), dict(shift=-.1)):
         with pytest.raises(UserError): Config().but(**bad)

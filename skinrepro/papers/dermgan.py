@@ -200,6 +200,9 @@ CONDITIONS, TYPES = 26, 6
 
 def _level(v): return np.uint8(np.rint(255*np.asarray(v)/6))
 
+def _check_box(b): # a box has an area and lies in the frame, but for rounding
+    if len(b) != 4 or not (-1e-6 <= b[0] < b[2] <= 1 + 1e-6 and -1e-6 <= b[1] < b[3] <= 1 + 1e-6): raise UserError(f"the box {tuple(b)} has no area or leaves the frame: use fractions x0 < x1, y0 < y1")
+
 def encode(
     skin:int, # Fitzpatrick type, 1 to 6
     boxes, # ((x0, y0, x1, y1), ...), fractions; later ones lie on top
@@ -208,9 +211,10 @@ def encode(
 )->np.ndarray: # (size, size, 3) uint8
     "A semantic map, @eq-map [P3-13, P3-14]."
     ks = [condition]*len(boxes) if np.ndim(condition) == 0 else list(condition)
-    if not 1 <= skin <= TYPES: raise UserError(f"skin type {skin} does not exist: choose 1 to {TYPES}")
+    if skin not in range(1, TYPES + 1): raise UserError(f"skin type {skin} does not exist: choose 1 to {TYPES}")
     if len(ks) != len(boxes): raise UserError(f"{len(boxes)} boxes and {len(ks)} conditions: give one a box")
-    if bad := [k for k in ks if not 0 <= k < CONDITIONS]: raise UserError(f"condition {bad[0]} does not fit the map: choose 0 to {CONDITIONS - 1}")
+    if bad := [k for k in ks if k not in range(CONDITIONS)]: raise UserError(f"condition {bad[0]} does not fit the map: choose 0 to {CONDITIONS - 1}")
+    for b in boxes: _check_box(b)
     out = np.zeros((size, size, 3), np.uint8); out[..., 0] = _level(skin)
     for b, k in zip(boxes, ks): out[inside((b,), size), 1:] = _level((1 + k % 6, 1 + k//6))
     return out
@@ -219,9 +223,11 @@ def decode(
     m, # (size, size, 3) uint8
 ): # (skin type, {condition: (size, size) bool mask})
     "Read a semantic map back, exactly."
-    v = np.rint(np.asarray(m, float)*6/255).astype(int)
-    if not np.array_equal(_level(v), m) or len(np.unique(v[..., 0])) > 1: raise UserError("this is no semantic map: make one with `encode`")
-    k = np.where(v[..., 1] > 0, v[..., 1] - 1 + 6*(v[..., 2] - 1), -1)
+    m = np.asarray(m); known = m.ndim == 3 and m.shape[2] == 3 and m.size > 0
+    if known:
+        v = np.rint(m*(6/255)).astype(int); marked = (v[..., 1:] > 0).all(2); k = np.where(marked, v[..., 1] - 1 + 6*(v[..., 2] - 1), -1)
+        known = np.array_equal(_level(v), m) and v[0, 0, 0] > 0 and (v[..., 0] == v[0, 0, 0]).all() and not v[~marked, 1:].any() and k.max() < CONDITIONS
+    if not known: raise UserError("this is no semantic map: make one with `encode`")
     return int(v[0, 0, 0]), {int(c): k == c for c in np.unique(k[k >= 0])}
 
 # %% ../../nbs/papers/63_dermgan.ipynb #31928116
@@ -315,6 +321,9 @@ def _start(net, *seed): # pix2pix's initial weights
     return net
 
 # %% ../../nbs/papers/63_dermgan.ipynb #9dbae4ee
+def _check_size(size):
+    if size < 32 or size & (size - 1): raise UserError(f"size={size} does not halve to one pixel: choose 32, 64, 128 or 256")
+
 def unet(
     size:int=256, # pixels, a power of two, 32 or more
     width:int=64, # channels of the first level
@@ -322,7 +331,7 @@ def unet(
     seed:int=0, # of the initial weights
 ): # (N, 3, S, S) map -> (N, 3, S, S) picture, both in [-1, 1]
     "DermGAN's generator [P3-18 to P3-20]."
-    if size < 32 or size & (size - 1): raise UserError(f"size={size} does not halve to one pixel: choose 32, 64, 128 or 256")
+    _check_size(size)
     if upsample not in ('resize', 'deconv'): raise UserError(f"upsample='{upsample}': choose resize or deconv")
     B, w, levels = _nets().Block, width, size.bit_length() - 1
     net = B(8*w, 8*w, upsample)
@@ -429,6 +438,7 @@ def checkerboard(
     block:int=8, # pixels
 )->float: # grey levels squared
     "Energy of what alternates from pixel to pixel, @eq-checker [P3-19]."
+    if not len(x) or np.shape(x)[1] < block: raise UserError(f"pictures of shape {np.shape(x)} hold no block of {block} pixels: give larger ones, or a smaller block")
     g = np.asarray(x, float).mean(-1); n, s = g.shape[0], g.shape[1]//block*block
     v = g[:, :s, :s].reshape(n, s//block, block//2, 2, s//block, block//2, 2)
     return float(v.mean((2, 5)).var((2, 4)).mean())
@@ -485,9 +495,14 @@ class Config(core.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('rare', 'per', 'batch', 'fid_n', 'trials', 'control', 'added', 'clf_epochs', 'clf_batch', 'boot'):
+        _check_size(self.size)
+        for n in ('rare', 'per', 'store_size', 'width', 'batch', 'fid_n', 'trials', 'control', 'added', 'clf_size', 'clf_epochs', 'clf_batch', 'boot'):
             if getattr(self, n) < 1: raise UserError(f"{n}={getattr(self, n)} leaves nothing to do: choose 1 or more")
-        if len(self.shares) != len(SETS) or min(self.shares) <= 0: raise UserError(f"shares={self.shares}: give a positive share to each of {', '.join(SETS)}")
+        for n in ('kimg', 'lr', 'clf_lr'):
+            if not getattr(self, n) > 0: raise UserError(f"{n}={getattr(self, n)} trains nothing: choose more than 0")
+        for n in ('w_l1', 'w_roi', 'w_adv', 'w_fm', 'snapshots', 'shift'):
+            if not getattr(self, n) >= 0: raise UserError(f"{n}={getattr(self, n)} is below 0: choose 0 or more")
+        if len(self.shares) != len(SETS) or not all(v > 0 for v in self.shares): raise UserError(f"shares={self.shares}: give a positive share to each of {', '.join(SETS)}")
 
 # %% ../../nbs/papers/63_dermgan.ipynb #a850ef87
 PRESETS = dict(
@@ -926,7 +941,7 @@ def compare(
     import pandas as pd
     from scipy.stats import binomtest, ttest_rel
     y = np.asarray(y, np.int64); a, b = (np.atleast_2d(np.asarray(v, np.int64)) for v in (a, b))
-    if a.shape != b.shape or a.shape[1:] != y.shape: raise UserError(f"{len(y)} labels, predictions of shape {a.shape} and {b.shape}: compare the same test images and seeds")
+    if not len(y) or a.shape != b.shape or a.shape[1:] != y.shape: raise UserError(f"{len(y)} labels, predictions of shape {a.shape} and {b.shape}: compare the same test images and seeds")
     tests = []
     for u, v in zip(a, b):
         cu, cv = (u == y).astype(float), (v == y).astype(float)
@@ -963,6 +978,7 @@ def study_design(
     import pandas as pd
     if kind not in ASKS: raise UserError(f"unknown kind '{kind}' of study: {suggest(kind, ASKS)}")
     conditions, asked = list(conditions), kind == 'relevance'
+    if not conditions or min(each, questions) < 1: raise UserError(f"{len(conditions)} conditions, each={each}, questions={questions}: a study needs 1 or more of each")
     rows = [dict(question=f'{c}-{q}' if asked else 'all', asked=c if asked else '', condition=c, real=r, picture=q*each + k)
             for c in conditions for q in range(questions if asked else 1) for r in (True, False) for k in range(each)]
     for c in conditions if asked and len(conditions) > 1 else ():
@@ -1206,7 +1222,7 @@ class Painter:
         "Change the map; what cannot be is refused and changes nothing."
         if skin is not None and skin not in range(1, TYPES + 1): raise UserError(f"skin type {skin} does not exist: choose 1 to {TYPES}")
         if condition is not None and condition not in self.classes: raise UserError(f"unknown condition '{condition}': {suggest(condition, self.classes)}")
-        if box is not None and not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1): raise UserError(f"the box {tuple(box)} has no area or leaves the frame: use fractions x0 < x1, y0 < y1")
+        if box is not None: _check_box(box)
         self.skin, self.condition = skin or self.skin, self.condition if condition is None else self.classes.index(condition)
         self.box, self.draw = self.box if box is None else tuple(box), self.draw if draw is None else draw
         return self

@@ -73,6 +73,17 @@ def test_one_run_twice_counts_once(three, tmp_path):
     assert len(good) == 3 and len(out) == 1 and 'is the same run as' in out[0]['why'] and accuracy()['runs'] == 3
 
 
+def test_a_second_making_of_weights_is_told(three, tmp_path):
+    from skinrepro.companion.records import mark, read_run
+    from skinrepro.companion.tables import remade
+    evaluate = plan(preset='small', arms=['simclr'], protocols=('paper',))[0]; need = evaluate.needs['encoder']
+    first = read_run(made_up(need, .5, artefacts={'encoder.pt': 'a'*64}))
+    made_up(evaluate, .7, inputs={'encoder': need.id}, took={'encoder': mark(first)})
+    assert remade('gan_ssl') == [] and 'made twice' not in report()[2].read_text()
+    made_up(need, .5, artefacts={'encoder.pt': 'b'*64}) # the same seed, other bits
+    said, = remade('gan_ssl'); assert evaluate.id in said and need.id in said and said in report()[2].read_text() and remade('semi_gan') == []
+
+
 def test_copy_in_another_place_is_left_out(three, tmp_path):
     f = three[0][1]
     shutil.copytree(f.parent, f.parent.with_name('paper-seed7-01234567'))

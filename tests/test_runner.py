@@ -8,7 +8,7 @@ import pytest
 from lab import ONE, PROBE, SIZE, alive, call, copy_results, finish, records, sentence, sets, start, tree, wait_for
 
 from skinrepro.companion import grid, runner
-from skinrepro.companion.records import code_hash, load_encoder
+from skinrepro.companion.records import code_hash, load_encoder, mark
 from skinrepro.core import UserError, sha256_file
 from skinrepro.methods.train import load_state, save_state
 
@@ -56,6 +56,7 @@ def test_record_has_every_field(lab):
         assert r['data']['counts']['train'] + r['data']['counts']['test'] == 64
         assert set(r['machine']) >= {'python', 'platform', 'cpu', 'gpu', 'deterministic', 'packages'} and {'torch', 'fastai'} <= set(r['machine']['packages'])
         assert all(sha256_file(lab['home']/'artefacts'/'runs'/r['id']/a) == h for a, h in r['artefacts'].items())
+    assert lab['runs']['simclr', 'evaluate']['took'] == {'encoder': mark(lab['runs']['simclr', 'pretrain'])} and lab['runs']['simclr', 'pretrain']['took'] == {}
     assert lab['runs']['simclr', 'evaluate']['inputs'] == {'encoder': ids(lab)['encoder']} and list(lab['runs']['simclr', 'pretrain']['artefacts']) == ['encoder.pt']
     names = {m['name'] for m in lab['runs']['random', 'evaluate']['metrics']}
     assert names >= {'accuracy', 'balanced_accuracy', 'macro_f1', 'majority_share'}

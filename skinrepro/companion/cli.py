@@ -93,7 +93,7 @@ def table(
 ):
     "Print ours beside theirs, with the state of every run, and write it to results/tables as CSV, Markdown, HTML and LaTeX."
     from skinrepro.companion.published import PAPERS, paper_key, table_names
-    from skinrepro.companion.tables import NOTE, left_out
+    from skinrepro.companion.tables import NOTE, left_out, remade
     presets = ('smoke', 'small', 'paper')
     if preset not in presets: raise UserError(f"unknown preset '{preset}': known: {', '.join(presets)}")
     wanted = _list(protocol)
@@ -101,7 +101,7 @@ def table(
         paths = [_print_table(t, preset, dataset, data, wanted) for t in table_names(name)]
         paper = _paper_of(table_names(name)[0])
     else: paper = paper_key(name or paper); paths = [_print_paper(paper, preset, dataset, data, wanted, _overrides(set_))]
-    for line in left_out(paper, preset): typer.echo(line)
+    for line in left_out(paper, preset) + remade(paper, preset): typer.echo(line)
     import os
     typer.echo(f"{NOTE}\nWritten to {' and '.join(map(os.path.relpath, paths))}, .csv, .html and .tex")
 

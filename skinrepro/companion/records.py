@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'run_id', 'work_folder', 'results_root', 'modules', 'code_hash', 'same_code', 'machine', 'peak_memory',
-           'write_record', 'provenance', 'read_run', 'reading_once', 'once', 'scan', 'load_runs', 'find_run',
+           'write_record', 'mark', 'provenance', 'read_run', 'reading_once', 'once', 'scan', 'load_runs', 'find_run',
            'load_encoder']
 
 # %% ../../nbs/companion/51_records.ipynb #0518dea2
@@ -147,6 +147,12 @@ def write_record(
 def _git(*args)->str: # output, or '' outside a checkout
     try: return subprocess.run(['git', '-C', str(Path(skinrepro.__file__).parent), *args], capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired): return ''
+
+def mark(
+    record, # of a run
+)->str: # 8 hex digits
+    "Name of what a run left for others: equal files, equal mark."
+    return digest(record.get('artefacts', {}), 8)
 
 def provenance(
     paper:str, # module name in `skinrepro.papers`

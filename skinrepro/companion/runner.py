@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from . import published
-from .records import SCHEMA, code_hash, provenance, read_run, results_root, run_id, same_code, work_folder
+from .records import SCHEMA, code_hash, mark, provenance, read_run, results_root, run_id, same_code, work_folder
 from .sheet import ROOM
 from ..core import UserError, atomic, home, read_json, suggest, write_json
 
@@ -288,7 +288,7 @@ def _finish(cell, start, end, attempts): # run.json, last
     if record['config'] != cell.cfg.to_dict(): raise UserError(f"the sheet of {cell.paper} ran another configuration than it was given: restore its cells")
     os.replace(work/'sheet.part.ipynb', work/'sheet.ipynb')
     spec = dict(paper=cell.paper, dataset=cell.cfg.dataset, arm=cell.cfg.arm, protocols=list(cell.protocols), preset=cell.preset, seed=cell.cfg.seed, config=record.pop('config'))
-    run = dict(record, schema=SCHEMA, id=cell.id, spec=spec, state='done', inputs={k: n.id for k, n in cell.needs.items()}, start=start, end=end, attempts=attempts, **provenance(cell.paper, sheet_path(cell.paper)))
+    run = dict(record, schema=SCHEMA, id=cell.id, spec=spec, state='done', inputs={k: n.id for k, n in cell.needs.items()}, took={k: mark(record_of(n)) for k, n in cell.needs.items()}, start=start, end=end, attempts=attempts, **provenance(cell.paper, sheet_path(cell.paper)))
     folder = old['folder'] if (old := record_of(cell)) else cell.folder
     folder.mkdir(parents=True, exist_ok=True)
     if not old and (folder/'run.json').is_file(): os.replace(folder/'run.json', folder/'run.json.refused') # nothing is lost

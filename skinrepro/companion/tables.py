@@ -6,7 +6,7 @@
 __all__ = ['HEADLINE', 'LOWER', 'SHOWN', 'NOTE', 'values', 'protocols_of', 'default_dataset', 'seeds_seen', 'runs_of',
            'state_in_words', 'summary', 'rows', 'pretty', 'paper_cells', 'paper_table', 'verdicts', 'one_sentence',
            'places', 'all_verdicts', 'scoreboard', 'decided', 'tally', 'compute_spent', 'markdown', 'save', 'report',
-           'left_out', 'report_table']
+           'left_out', 'remade', 'report_table']
 
 # %% ../../nbs/companion/54_tables.ipynb #d48cd06f
 import html, json, os, re, zipfile, zlib
@@ -20,7 +20,7 @@ import pandas as pd
 from . import runner
 from .claims import NEEDS_WEIGHTS, in_points, is_decided, judge, load_claims, mcnemar, paired_bootstrap, terms, whole
 from .published import PAPERS, STANDS_FOR, TABLES, as_fraction, load_published, number, paper_dataset, paper_key, printed_rows, published_for
-from .records import once, reading_once, results_root, scan
+from .records import load_runs, mark, once, reading_once, results_root, scan
 from ..core import UserError, artefacts, atomic, digest
 from ..evaluation.metrics import METRICS, mean_sd
 
@@ -440,7 +440,7 @@ def report(
     bold = np.array([[b and c == 'ours (runs)' for c in text.columns] for b in df.best])
     run = [r for r in v.itertuples() if r.n]
     notes = ["Published and ours: shares in per cent, mean ± sd (number of runs); the interval is Student's, over runs; bold is the best of ours.", "* computed from printed numbers." if (df.provenance == 'computed').any() else '',
-             *(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip() for r in run), one_sentence(v, paper), *left_out(paper, preset), NOTE]
+             *(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip() for r in run), one_sentence(v, paper), *left_out(paper, preset), *remade(paper, preset), NOTE]
     title = ', '.join([paper, dataset, preset, *(f'{k}={v}' for k, v in overrides.items())])
     return df, v, save(base, df.drop(columns=['folders', 'seeds']), text, bold, [_links(i, f, base.parent) for i, f in zip(df.ids, df.folders)], title, notes)
 
@@ -450,6 +450,15 @@ def left_out(
 )->list: # one sentence a file
     "What lies among the records and does not count."
     return [f"Left out: {x['file']} {x['why']}." for x in scan(results_root(preset), paper)[1]]
+
+def remade(
+    paper:str='*', # key
+    preset:str='small', # size
+)->list: # one sentence a run
+    "Runs that used other weights than the record of their input names: a machine without the weights makes them again, and one seed gives other bits elsewhere."
+    runs = load_runs(results_root(preset), paper); by_id = {r['id']: r for r in runs}
+    return [f"{r['spec']['arm']}, {' and '.join(r['spec']['protocols'])}, seed {r['spec']['seed']} ({r['id']}) used other weights than the record of its {k} ({i}) names: they were made twice."
+            for r in runs for k, took in r.get('took', {}).items() if (i := r['inputs'][k]) in by_id and took != mark(by_id[i])]
 
 # %% ../../nbs/companion/54_tables.ipynb #4a7b918e
 @reading_once()
@@ -468,5 +477,5 @@ def report_table(
     seen = cells.dropna(subset='ids').drop_duplicates('ids')
     runs = [f'[{i}]({p})' for x in seen.itertuples() if x.ids for i, p in _links(x.ids, x.folders, base.parent)]
     notes = [f"{t['title']}. Published values as printed; ours in the same unit, mean ± sd (number of runs), preset {preset}; bold is computed: the best of its group.",
-             'Runs: ' + ' '.join(dict.fromkeys(runs)) if runs else '', *left_out(t['paper'], preset), NOTE]
+             'Runs: ' + ' '.join(dict.fromkeys(runs)) if runs else '', *left_out(t['paper'], preset), *remade(t['paper'], preset), NOTE]
     return text, bold, save(base, cells.drop(columns=['folders', 'shown'], errors='ignore'), text, bold, None, f"{name}: {t['table']} of {PAPERS[t['paper']]}", notes)

@@ -162,6 +162,14 @@ def test_other_way_round(grid):
     assert scoreboard(all_verdicts(['gan_ssl'])).set_index('item').paper['P0-72'] == 'does not hold here (2 of 2 parts decided)' # one part is not enough
 
 
+def test_a_second_place_speaks_only_where_it_has_runs(grid):
+    alone = scoreboard(all_verdicts(['gan_ssl'])); counted = tally(alone)
+    for c in plan(preset='small', dataset='bcn20000', protocols=('paper',), arms=list(VALUE), seeds=(0,)): made_up(c, .5)
+    board = scoreboard(all_verdicts(['gan_ssl'])); two = board[board['item'].duplicated(keep=False)]
+    assert {*two['item']} >= {'P0-72'} and two.place.tolist() == ['bcn20000, small', 'ham10000, small']*(len(two)//2) and two.paper.str.startswith(('too few', 'holds', 'inconclusive')).all()
+    assert tally(board).equals(counted) and set(board['item']) == set(alone['item']) # an answer counts, not a pilot
+
+
 def test_two_seeds_are_no_verdict(grid):
     for p in (('paper',), ('strict',)): grid['random', p, 1].unlink()
     v = verdicts().set_index(['claim', 'protocol'])

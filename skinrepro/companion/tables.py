@@ -332,14 +332,16 @@ def all_verdicts(
 def scoreboard(
     df:pd.DataFrame=None, # from `all_verdicts`; None makes it
 )->pd.DataFrame: # item, claim, place, one column a protocol
-    "One row an item and place; a claim with several parts has the verdict of the whole."
+    "One row an item and place that has something to say about it, its first place if none has; a claim with several parts has the verdict of the whole."
     df = all_verdicts() if df is None else df
     def said(v): n = sum(map(is_decided, v)); return whole(v).split(' (small')[0].split(' (paper')[0] + (f' ({n} of {len(v)} parts decided)' if len(v) > 1 and n else '')
     out = df.groupby(['item', 'dataset', 'preset', 'protocol'], sort=False).verdict.agg(lambda v: said(list(v))).unstack('protocol')
     says = df.drop_duplicates('claim').groupby('item').says.agg(lambda s: s.iloc[0] + (f' (and {len(s) - 1} more part{"s"*(len(s) > 2)})' if len(s) > 1 else ''))
     out = out.reset_index().assign(claim=lambda d: d['item'].map(says), place=lambda d: d.dataset + ', ' + d.preset)
     order = {item: k for k, item in enumerate(df['item'].unique())}
-    return out.sort_values('item', key=lambda s: s.map(order), kind='stable')[['item', 'claim', 'place', *[p for p in ('paper', 'strict', 'released') if p in out]]].fillna('–').reset_index(drop=True)
+    out = out.sort_values('item', key=lambda s: s.map(order), kind='stable')[['item', 'claim', 'place', *[p for p in ('paper', 'strict', 'released') if p in out]]].fillna('–')
+    heard = decided(out)
+    return out[out.index.isin(heard.index) | ~out['item'].isin(heard['item']) & ~out['item'].duplicated()].reset_index(drop=True)
 
 def decided(
     board:pd.DataFrame, # from `scoreboard`
@@ -352,9 +354,9 @@ def tally(
     board:pd.DataFrame, # from `scoreboard`
     protocol:str='paper', # whose verdicts
 )->pd.DataFrame: # papers by verdict, counts of items
-    "How many claims of each paper have which verdict."
-    word = board[protocol].str.split(' (', regex=False).str[0]
-    return pd.crosstab(board['item'].str[:2].rename('paper'), word).rename_axis(columns=None)
+    "How many claims of each paper have which verdict; of several places the first with an answer counts."
+    one = board.sort_values(protocol, key=lambda s: ~s.map(is_decided), kind='stable').drop_duplicates('item').sort_index()
+    return pd.crosstab(one['item'].str[:2].rename('paper'), one[protocol].str.split(' (', regex=False).str[0]).rename_axis(columns=None)
 
 def compute_spent(
     root=None, # results folder; default `results`

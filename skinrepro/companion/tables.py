@@ -456,11 +456,13 @@ def left_out(
 def remade(
     paper:str='*', # key
     preset:str='small', # size
-)->list: # one sentence a run
+)->list: # one sentence an input
     "Runs that used other weights than the record of their input names: a machine without the weights makes them again, and one seed gives other bits elsewhere."
-    runs = load_runs(results_root(preset), paper); by_id = {r['id']: r for r in runs}
-    return [f"{r['spec']['arm']}, {' and '.join(r['spec']['protocols'])}, seed {r['spec']['seed']} ({r['id']}) used other weights than the record of its {k} ({i}) names: they were made twice."
-            for r in runs for k, took in r.get('took', {}).items() if (i := r['inputs'][k]) in by_id and took != mark(by_id[i])]
+    runs, out = load_runs(results_root(preset), paper), {}; by_id = {r['id']: r for r in runs}
+    for r in runs:
+        for k, took in r.get('took', {}).items():
+            if (i := r['inputs'][k]) in by_id and took != mark(by_id[i]): out.setdefault((k, i), []).append(f"{r['spec']['arm']}, {' and '.join(r['spec']['protocols'])}, seed {r['spec']['seed']} ({r['id']})")
+    return [f"The weights of {k} {i} were made twice; not those of its record were used by {'; '.join(rs)}." for (k, i), rs in out.items()]
 
 # %% ../../nbs/companion/54_tables.ipynb #4a7b918e
 @reading_once()

@@ -442,7 +442,7 @@ def report(
     bold = np.array([[b and c == 'ours (runs)' for c in text.columns] for b in df.best])
     run = [r for r in v.itertuples() if r.n]
     notes = ["Published and ours: shares in per cent, mean ± sd (number of runs); the interval is Student's, over runs; bold is the best of ours.", "* computed from printed numbers." if (df.provenance == 'computed').any() else '',
-             *(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip() for r in run), one_sentence(v, paper), *left_out(paper, preset), *remade(paper, preset), NOTE]
+             *(f'{r.claim}, {r.protocol}: {r.sentence} {r.beside}'.strip() for r in run), one_sentence(v, paper), *left_out(paper, preset), *remade(paper, preset, dataset), NOTE]
     title = ', '.join([paper, dataset, preset, *(f'{k}={v}' for k, v in overrides.items())])
     return df, v, save(base, df.drop(columns=['folders', 'seeds']), text, bold, [_links(i, f, base.parent) for i, f in zip(df.ids, df.folders)], title, notes)
 
@@ -456,11 +456,12 @@ def left_out(
 def remade(
     paper:str='*', # key
     preset:str='small', # size
+    dataset:str=None, # default: all
 )->list: # one sentence an input
     "Runs that used other weights than the record of their input names: a machine without the weights makes them again, and one seed gives other bits elsewhere."
     runs, out = load_runs(results_root(preset), paper), {}; by_id = {r['id']: r for r in runs}
     for r in runs:
-        for k, took in r.get('took', {}).items():
+        for k, took in r.get('took', {}).items() if dataset in (None, r['spec']['dataset']) else ():
             if (i := r['inputs'][k]) in by_id and took != mark(by_id[i]): out.setdefault((k, i), []).append(f"{r['spec']['arm']}, {' and '.join(r['spec']['protocols'])}, seed {r['spec']['seed']} ({r['id']})")
     return [f"The weights of {k} {i} were made twice; not those of its record were used by {'; '.join(rs)}." for (k, i), rs in out.items()]
 
